@@ -1,0 +1,215 @@
+"""The index of a set: where every slice of every volume lies, as arrays (16 bytes a slice), never trusted.
+
+Invariant: an index that is used has been checked against the manifest and the sizes of the shards, so that no offset
+or size in it can lead a reader outside a shard or make it allocate more than a slice needs.
+The order of volumes is that of the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from dinox_io.codec import FILTERS, MAX_SLICE_VALUES
+from dinox_io.errors import ShardError
+from dinox_io.seekable import seek_table_bytes
+from dinox_io.shard import BLOCK, END_BYTES, ShardEntry, read_shard_index
+from dinox_io.storage import ShardFile, read_bytes
+
+INDEX_NAME = "index.msgpack"
+MAX_INDEX_BYTES = 1 << 32
+INDEX_FORMAT, INDEX_VERSION = "dinox-index", 1
+
+# Column: little-endian dtype, values a row. The first eight have a row a volume, the others a row a slice.
+_COLUMNS = {
+    "shard": ("<u4", 1),
+    "meta_offset": ("<u8", 1),
+    "meta_bytes": ("<u8", 1),
+    "body_offset": ("<u8", 1),
+    "shape": ("<u4", 3),
+    "filter": ("u1", 1),
+    "spacing_mm": ("<f8", 3),
+    "orientation": ("<f8", 9),
+    "frame_bytes": ("<u4", 1),
+    "checksum": ("<u4", 1),
+    "z_mm": ("<f8", 1),
+}
+_SLICE_COLUMNS = ("frame_bytes", "checksum", "z_mm")
+
+
+class SetIndex:
+    """v volumes and n slices in columns; the slices of volume i are [first[i], first[i + 1]).
+
+    shard (v,): which of the manifest's shards · meta_offset, meta_bytes (v,): tar header of KEY.json, and its size ·
+    body_offset (v,): first frame · shape (v, 3): z y x · filter (v,): which of FILTERS · spacing_mm (v, 3) ·
+    orientation (v, 9) · frame_bytes, checksum, z_mm (n,).
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+        self.shard, self.filter = columns["shard"], columns["filter"]
+        self.meta_offset, self.meta_bytes = columns["meta_offset"], columns["meta_bytes"]
+        self.body_offset, self.shape = columns["body_offset"], columns["shape"]
+        self.spacing_mm, self.orientation = columns["spacing_mm"], columns["orientation"]
+        self.frame_bytes, self.checksum, self.z_mm = (columns[name] for name in _SLICE_COLUMNS)
+        self.first = np.concatenate([[0], np.cumsum(self.shape[:, 0], dtype=np.int64)])
+        # Where each frame begins in its shard: all frames' sizes summed up, less those of the volumes before.
+        ends = np.cumsum(self.frame_bytes, dtype=np.int64)
+        starts = np.concatenate([[0], ends])
+        in_volume = starts[:-1] - np.repeat(starts[self.first[:-1]], np.diff(self.first))
+        self.frame_offset = in_volume + np.repeat(self.body_offset.astype(np.int64), np.diff(self.first))
+
+    def body_end(self) -> np.ndarray:
+        """int64 (v,): first byte behind the last frame of each volume, where its seek table begins."""
+        last = self.first[1:] - 1
+        return self.frame_offset[last] + self.frame_bytes[last]
+
+
+def encode_index(index: SetIndex) -> bytes:
+    """index.msgpack: {format, version, columns: {name: little-endian bytes}}."""
+    columns = {name: getattr(index, name).astype(dtype).tobytes() for name, (dtype, _) in _COLUMNS.items()}
+    data = msgpack.packb({"format": INDEX_FORMAT, "version": INDEX_VERSION, "columns": columns})
+    assert data is not None
+    return data
+
+
+def load_index(folder: Path, manifest: Mapping[str, Any]) -> SetIndex:
+    """index.msgpack, if it is the one that the manifest names and makes sense; else ShardError."""
+    path = folder / INDEX_NAME
+    try:
+        data = path.read_bytes() if path.stat().st_size <= MAX_INDEX_BYTES else b""
+    except OSError as error:
+        raise ShardError(f"cannot be read ({error.strerror})", file=INDEX_NAME) from None
+    if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
+        raise ShardError("is not the index that the manifest names", file=INDEX_NAME)
+    return decode_index(data, manifest)
+
+
+def decode_index(data: bytes, manifest: Mapping[str, Any]) -> SetIndex:
+    """The index, if it is well formed and fits the manifest; ShardError otherwise."""
+    try:
+        document = msgpack.unpackb(data, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise ShardError(f"is not an index ({type(error).__name__})", file=INDEX_NAME) from None
+    if not isinstance(document, dict) or [document.get("format"), document.get("version")] != [
+        INDEX_FORMAT,
+        INDEX_VERSION,
+    ]:
+        raise ShardError("is not an index of this version", file=INDEX_NAME)
+    raw = document.get("columns")
+    if not isinstance(raw, dict):
+        raise ShardError("has no columns", file=INDEX_NAME)
+    columns = {name: _column(raw.get(name), name, dtype, width) for name, (dtype, width) in _COLUMNS.items()}
+    _check_columns(columns, manifest)
+    index = SetIndex(columns)
+    _check_extents(index, manifest)
+    return index
+
+
+def _column(data: object, name: str, dtype: str, width: int) -> np.ndarray:
+    row_bytes = np.dtype(dtype).itemsize * width
+    if not isinstance(data, bytes) or len(data) % row_bytes:
+        raise ShardError(f"column {name} is missing or torn", file=INDEX_NAME)
+    column = np.frombuffer(data, dtype)
+    return column.reshape(-1, width) if width > 1 else column
+
+
+def _check_columns(columns: Mapping[str, np.ndarray], manifest: Mapping[str, Any]) -> None:
+    shape = columns["shape"].astype(np.int64)
+    counts = {len(columns[name]) for name in _COLUMNS if name not in _SLICE_COLUMNS}
+    slices = {len(columns[name]) for name in _SLICE_COLUMNS}
+    listed = np.array([volume["shape"] for volume in manifest["volumes"]], np.int64).reshape(-1, 3)
+    if counts != {len(manifest["volumes"])} or slices != {int(shape[:, 0].sum())} or not np.array_equal(shape, listed):
+        raise ShardError("has other volumes than the manifest", file=INDEX_NAME)
+    if np.any(shape < 1) or np.any(shape[:, 1] * shape[:, 2] > MAX_SLICE_VALUES):
+        raise ShardError("has impossible shapes", file=INDEX_NAME)
+    if np.any(columns["shard"] >= len(manifest["shards"])) or np.any(columns["filter"] >= len(FILTERS)):
+        raise ShardError("names a shard or a filter that does not exist", file=INDEX_NAME)
+
+
+def _check_extents(index: SetIndex, manifest: Mapping[str, Any]) -> None:
+    """Each volume's members lie inside its shard, behind each other."""
+    size = np.array([shard["size"] for shard in manifest["shards"]], np.int64)[index.shard]
+    # Sums in floating point first: hostile 64-bit values would wrap.
+    meta_end = index.meta_offset.astype(np.float64) + BLOCK + index.meta_bytes
+    body_end = index.body_offset.astype(np.float64) + np.add.reduceat(
+        index.frame_bytes.astype(np.float64), index.first[:-1]
+    )
+    behind = body_end + [seek_table_bytes(int(count)) for count in index.shape[:, 0]]
+    inside = (meta_end + BLOCK <= index.body_offset) & (behind + END_BYTES <= size) & (index.meta_bytes > 0)
+    if not inside.all() or np.any(index.frame_bytes == 0):
+        raise ShardError("points outside a shard", file=INDEX_NAME)
+
+
+# --- from the shards themselves ----------------------------------------------------------------------------------
+
+
+def rebuild_index(files: Sequence[ShardFile], manifest: Mapping[str, Any]) -> SetIndex:
+    """The index from tar headers, KEY.json and seek tables, all checked against the manifest. ShardError."""
+    found: dict[str, tuple[int, ShardEntry]] = {}
+    for number, (file, shard) in enumerate(zip(files, manifest["shards"], strict=True)):
+        entries = read_shard_index(file, shard["size"])
+        listed = [(volume["id"], volume["meta_sha256"], volume["seek_table_sha256"]) for volume in shard["volumes"]]
+        for entry, expected in zip(entries.volumes, listed, strict=False):
+            if (entry.meta.id, entry.meta_sha256, entry.seek_table_sha256) != expected:
+                raise ShardError("differs from the manifest", file=file.name, volume=entry.meta.id)
+            found[entry.meta.id] = number, entry
+        if len(entries.volumes) != len(listed):
+            raise ShardError(
+                f"has {len(entries.volumes)} volumes where the manifest lists {len(listed)}", file=file.name
+            )
+    ordered = [found[volume["id"]] for volume in manifest["volumes"]]
+    for volume, (number, entry) in zip(manifest["volumes"], ordered, strict=True):
+        _check_record(volume, entry, files[number].name)
+    return SetIndex(_columns_of(ordered))
+
+
+def _check_record(volume: Mapping[str, Any], entry: ShardEntry, file_name: str) -> None:
+    meta = entry.meta
+    told = (meta.patient, meta.series, meta.digest, list(meta.shape), list(meta.spacing_mm))
+    if told != tuple(volume[name] for name in ("patient", "series", "digest", "shape", "spacing_mm")):
+        raise ShardError("KEY.json and manifest differ", file=file_name, volume=meta.id)
+
+
+def _columns_of(ordered: Sequence[tuple[int, ShardEntry]]) -> dict[str, np.ndarray]:
+    entries = [entry for _, entry in ordered]
+    frames = np.concatenate([entry.frames for entry in entries])
+    rows: dict[str, Any] = {
+        "shard": [number for number, _ in ordered],
+        "meta_offset": [entry.offset for entry in entries],
+        "meta_bytes": [entry.meta_bytes for entry in entries],
+        "body_offset": [entry.body_offset for entry in entries],
+        "shape": [entry.meta.shape for entry in entries],
+        "filter": [FILTERS.index(entry.meta.filter) for entry in entries],
+        "spacing_mm": [entry.meta.spacing_mm for entry in entries],
+        "orientation": [entry.meta.orientation for entry in entries],
+        "frame_bytes": frames["compressed"],
+        "checksum": frames["checksum"],
+        "z_mm": np.concatenate([entry.meta.z_positions_mm for entry in entries]),
+    }
+    return {name: np.ascontiguousarray(rows[name], dtype) for name, (dtype, _) in _COLUMNS.items()}
+
+
+def check_shards(files: Sequence[ShardFile], manifest: Mapping[str, Any], index: SetIndex) -> None:
+    """Every KEY.json and every seek table where the index says, with the digests of the manifest; else ShardError.
+
+    This is what tells a shard that was swapped or edited without a change of its size, at two small reads a volume.
+    """
+    digests = {volume["id"]: volume for shard in manifest["shards"] for volume in shard["volumes"]}
+    tables = index.body_end()
+    for number, record in enumerate(manifest["volumes"]):
+        file = files[int(index.shard[number])]
+        start = int(index.meta_offset[number]) + BLOCK
+        meta = read_bytes(file, start, start + int(index.meta_bytes[number]))
+        table = read_bytes(
+            file, int(tables[number]), int(tables[number]) + seek_table_bytes(int(index.shape[number, 0]))
+        )
+        listed = digests[record["id"]]
+        if hashlib.sha256(meta).hexdigest() != listed["meta_sha256"]:
+            raise ShardError("its KEY.json is not the one that was packed", file=file.name, volume=record["id"])
+        if hashlib.sha256(table).hexdigest() != listed["seek_table_sha256"]:
+            raise ShardError("its seek table is not the one that was packed", file=file.name, volume=record["id"])

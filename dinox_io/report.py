@@ -1,0 +1,123 @@
+"""What packing says about its input: the rows of rejected.jsonl and private/sources.jsonl, the exit code, the summary.
+
+Invariant: each series and each foreign file is told of once, however often it was looked at; the last look counts.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dinox_io.discover import FoundFile, FoundSeries
+from dinox_io.rules import RULES, verdict
+from dinox_io.volume import Rejection
+
+Row = dict[str, Any]
+
+
+def merge_sources(
+    before: Sequence[Row], found: Sequence[FoundSeries], foreign: Sequence[tuple[str, FoundFile]]
+) -> list[Row]:
+    """Rows of private/sources.jsonl: {series, patient, …, files: [[path, bytes]]}; {code, files} of foreign files."""
+    seen = {file.path for series in found for file in series.files} | {file.path for _, file in foreign}
+    merged: dict[str, Row] = {}
+    for row in before:
+        kept = [entry for entry in row["files"] if entry[0] not in seen]
+        merged[row.get("series") or row["code"]] = {**row, "files": kept}
+    for series in found:
+        old = merged.get(series.series, {"files": []})
+        files = [[file.path, max(file.size, 0)] for file in series.files]
+        merged[series.series] = {
+            "series": series.series,
+            "patient": series.patient,
+            "patient_from": series.patient_from,
+            "patient_ids": [list(identity) for identity in sorted(series.identities)],
+            "study_uid": series.identity.study_uid,
+            "series_uid": series.identity.series_uid,
+            "files": old["files"] + files,
+        }
+    for code, file in foreign:
+        merged.setdefault(code, {"code": code, "files": []})["files"].append([file.path, max(file.size, 0)])
+    for row in merged.values():
+        row["files"].sort()
+    return [row for _, row in sorted(merged.items()) if row["files"] or "series" in row]
+
+
+def merge_rejected(
+    before: Sequence[Row], rows: Sequence[Rejection], seen: set[str], sources: Sequence[Row]
+) -> list[Row]:
+    """Rows of rejected.jsonl: this run's, those of series that it has not `seen`, and the foreign files of all runs."""
+    merged = [row for row in before if row["series"] is not None and row["series"] not in seen]
+    merged += [asdict(row) for row in rows]
+    merged += [
+        asdict(verdict(row["code"], series=None, files=len(row["files"]))) for row in sources if "series" not in row
+    ]
+    return sorted(merged, key=lambda row: (row["series"] or "", row["code"], row["reason"]))
+
+
+def rejected_by_code(rows: Sequence[Row]) -> dict[str, int]:
+    """How many series, or foreign files, each code stands for."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts[row["code"]] += 1 if row["series"] is not None else row["files"]
+    return dict(sorted(counts.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackReport:
+    """How a pack ended."""
+
+    manifest: Mapping[str, Any] | None
+    """Of the set as it is now; None: there is no volume in it, and so no set."""
+    new_volumes: int
+    series: Sequence[str]
+    """Pseudonyms of the series of the input."""
+    codes: Sequence[str]
+    """Codes that this run gave."""
+    rejected: Sequence[Row]
+    """rejected.jsonl as it is now."""
+
+    @property
+    def exit_code(self) -> int:
+        """0: every series is in the set or skipped by rule; 3: some rejected; 1: some rejected and none in the set."""
+        if not any(RULES[code].kind == "rejected" for code in self.codes):
+            return 0
+        present = {volume["series"] for volume in self.manifest["volumes"]} if self.manifest else set()
+        return 3 if present & set(self.series) else 1
+
+    def lines(self, output: str) -> list[str]:
+        """The summary for people."""
+        lines = [*self._about_set(output), *self._about_rejected(output)]
+        if not self.series:
+            lines.append("No DICOM series was found in the input.")
+        if self.manifest:
+            lines.append(f"Next: python tools/verify_shards.py {output}")
+        return lines
+
+    def _about_set(self, output: str) -> list[str]:
+        if not self.manifest:
+            return [f"No volume was packed: there is no set in {output}."]
+        counts = self.manifest["counts"]
+        raw_mb, shard_mb = counts["raw_bytes"] / 1e6, counts["shard_bytes"] / 1e6
+        sides = ", ".join(
+            f"{side} {share['volumes']} ({share['patients']} patients)"
+            for side, share in self.manifest["splits"].items()
+            if share["volumes"] or side in ("train", "val")
+        )
+        return [
+            f"Packed {self.new_volumes} new volumes. The set in {output} now holds {counts['volumes']} volumes of "
+            f"{counts['patients']} patients, {counts['slices']} slices, in {counts['shards']} shards.",
+            f"{raw_mb:.1f} MB of HU in {shard_mb:.1f} MB of shards: {raw_mb / shard_mb:.2f} times smaller.",
+            f"Sides: {sides}.",
+        ]
+
+    def _about_rejected(self, output: str) -> list[str]:
+        if not self.rejected:
+            return []
+        lines = [f"Not packed whole (which: {output}/rejected.jsonl, whose: {output}/private/sources.jsonl):"]
+        files = {row["code"] for row in self.rejected if row["series"] is None}
+        hints = {row["code"]: row["hint"] for row in self.rejected}
+        for code, count in rejected_by_code(self.rejected).items():
+            unit = "files" if code in files else "series"
+            lines.append(f"  {count:6d} {unit:6s} {code}: {hints[code]}")
+        return lines

@@ -1,0 +1,188 @@
+"""Every verdict that packing can pass on a series or a file: its stable code, its kind, its reason and its hint.
+
+Invariant: codes never change their meaning, and a reason is a template filled with figures only, never with text that
+came out of a file: all of it may be printed and handed to anyone.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dinox_io.volume import Rejection
+
+Kind = Literal["rejected", "skipped", "note", "foreign"]
+"""rejected: data that was wanted and cannot be trusted; skipped: by rule no CT volume; note: packed, but not whole;
+foreign: files that belong to no series."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One verdict. `reason` is a format string over the figures given to `verdict`."""
+
+    kind: Kind
+    reason: str
+    hint: str
+
+
+_FIX_EXPORT = "export the series again from the source, with its original headers"
+_LOOK = "private/sources.jsonl lists the files of this series in the order counted here"
+
+RULES: dict[str, Rule] = {
+    # Files of no series
+    "NOT_DICOM": Rule(
+        "foreign", "not DICOM images", "nothing to do if these are no scans; private/sources.jsonl names them"
+    ),
+    "DICOMDIR": Rule(
+        "foreign", "DICOMDIR indexes, not images", "nothing to do: the images they list are found by themselves"
+    ),
+    "FILE_UNREADABLE": Rule(
+        "rejected",
+        "could not be opened or read",
+        "check permissions and the disk; private/sources.jsonl names the files",
+    ),
+    "DICOM_DAMAGED": Rule(
+        "rejected",
+        "begin like DICOM, but their header is damaged",
+        "copy them again from the source; private/sources.jsonl names the files",
+    ),
+    # Series that are no CT volume, by rule
+    "NOT_CT": Rule("skipped", "modality is not CT", "nothing to do: only CT has Hounsfield units"),
+    "LOCALIZER": Rule("skipped", "a localizer (scout), not a volume", "nothing to do"),
+    "SECONDARY_CAPTURE": Rule("skipped", "a secondary capture or colour picture, not HU", "nothing to do"),
+    "PARAMETRIC_MAP": Rule("skipped", "a perfusion or other parametric map, not HU", "nothing to do"),
+    "NOT_HU": Rule("skipped", "its rescale type says that values are no Hounsfield units", "nothing to do"),
+    "NOT_AXIAL": Rule(
+        "skipped",
+        "slice normal is {degrees:.1f} degrees from the patient's z axis (30 at most): a reformat",
+        "pack the axial series that it was made from",
+    ),
+    "NO_PIXELS": Rule("skipped", "no pixel data: not an image", "nothing to do"),
+    # Series that were wanted and cannot be trusted
+    "MIXED_PATIENTS": Rule(
+        "rejected", "{count} patient identities under one SeriesInstanceUID", "separate the patients; " + _FIX_EXPORT
+    ),
+    "MIXED_SERIES": Rule(
+        "rejected", "CT slices mixed with {count} images of another kind (captures, maps, …)", _FIX_EXPORT
+    ),
+    "MIXED_MATRIX": Rule(
+        "rejected",
+        "slices of {count} different matrix sizes, the commonest {rows}x{columns}",
+        "separate the images; " + _LOOK,
+    ),
+    "MIXED_ORIENTATION": Rule("rejected", "slices of different orientation", "separate the images; " + _LOOK),
+    "MIXED_SPACING": Rule("rejected", "slices of different pixel spacing", "separate the images; " + _LOOK),
+    "BAD_ORIENTATION": Rule("rejected", "row and column directions are not orthogonal unit vectors", _FIX_EXPORT),
+    "NO_POSITION": Rule(
+        "rejected",
+        "no usable ImagePositionPatient or ImageOrientationPatient in {count} slices: order would be a guess",
+        _FIX_EXPORT,
+    ),
+    "NO_PIXEL_SPACING": Rule("rejected", "no usable PixelSpacing in {count} slices", _FIX_EXPORT),
+    "NO_RESCALE": Rule(
+        "rejected", "no usable RescaleSlope and RescaleIntercept in {count} slices: HU cannot be known", _FIX_EXPORT
+    ),
+    "DUPLICATE_POSITION": Rule(
+        "rejected",
+        "positions with several different images: {count}, the first at {z_mm:.3f} mm: mixed acquisitions",
+        "separate the phases (for example by AcquisitionNumber) into series of their own",
+    ),
+    "GANTRY_TILT": Rule(
+        "rejected",
+        "tilted by {degrees:.1f} degrees: the volume is sheared",
+        "--allow-tilt keeps it as it is, with the tilt recorded",
+    ),
+    "SHIFTED_SLICES": Rule(
+        "rejected",
+        "slices are shifted in their plane by up to {shift_mm:.2f} mm",
+        "separate the reconstructions; " + _LOOK,
+    ),
+    "SLICE_GAP": Rule(
+        "rejected",
+        "gaps: {count}, the first after {z_mm:.3f} mm: {step_mm:.3f} where slices are {usual_mm:.3f} mm apart",
+        "fetch the missing slices, or --split-gaps keeps the contiguous runs as separate volumes",
+    ),
+    "VARIABLE_SPACING": Rule(
+        "rejected",
+        "steps between slices vary from {low_mm:.3f} to {high_mm:.3f} mm",
+        "--split-gaps keeps the runs of equal steps as separate volumes",
+    ),
+    "TOO_FEW_SLICES": Rule(
+        "rejected", "slices: {count}, fewer than the {minimum} asked for", "--min-slices lowers the limit"
+    ),
+    "BURNED_IN_ANNOTATION": Rule(
+        "rejected",
+        "BurnedInAnnotation is YES: pixels may show a name",
+        "look at the images; --allow-burned-in keeps them",
+    ),
+    "PIXELS_TRUNCATED": Rule(
+        "rejected",
+        "pixels of file {number} of {count} end early: {found} of {expected} bytes",
+        "copy it again; " + _LOOK,
+    ),
+    "PIXELS_TOO_LONG": Rule(
+        "rejected",
+        "file {number} of {count} holds {found} bytes of pixels where its header says {expected}",
+        _FIX_EXPORT + "; " + _LOOK,
+    ),
+    "PIXELS_DAMAGED": Rule(
+        "rejected", "pixels of file {number} of {count} ({syntax}) cannot be decoded", "copy it again; " + _LOOK
+    ),
+    "SIZE_REFUSED": Rule(
+        "rejected",
+        "sizes in the header are impossible for a CT image ({rows} rows, {columns} columns, {frames} frames)",
+        _LOOK,
+    ),
+    "PIXEL_FORMAT_UNSUPPORTED": Rule(
+        "rejected", "{allocated} bits allocated, {stored} stored, high bit {high}: not a CT pixel format", _FIX_EXPORT
+    ),
+    "DECODER_MISSING": Rule(
+        "rejected",
+        "compressed as {syntax}, and no decoder for it is installed",
+        "install the extra: pip install 'dinox[dicom]'",
+    ),
+    "SYNTAX_UNSUPPORTED": Rule(
+        "rejected",
+        "stored as {syntax}, which dinox[dicom] cannot decode",
+        "convert the files to Explicit VR Little Endian (gdcmconv --raw, or dcmdjpeg)",
+    ),
+    "SERIES_CHANGED": Rule(
+        "rejected",
+        "already in the set with other pixels or cut otherwise; the set keeps what it had",
+        "pack the new files to another folder, with the same key",
+    ),
+    "FILES_DAMAGED": Rule(
+        "rejected", "files of the series with a damaged header: {count}", "copy them again; " + _LOOK
+    ),
+    "WORKER_CRASHED": Rule(
+        "rejected", "a decoder crashed on it, twice", "a damaged file, or a bug of the decoder: " + _LOOK
+    ),
+    "WORKER_MEMORY": Rule(
+        "rejected", "needs more memory than a worker may use", "fewer --workers, or a machine with more memory"
+    ),
+    "WORKER_TIMEOUT": Rule("rejected", "took longer than {seconds:.0f} s", "check the disk; " + _LOOK),
+    "INTERNAL_ERROR": Rule(
+        "rejected", "reading it failed inside dinox ({error})", "a bug of dinox: report it with this line"
+    ),
+    # Packed, but not whole
+    "LOCALIZER_DROPPED": Rule("note", "localizer images inside the series were left out", "nothing to do"),
+    "DUPLICATE_DROPPED": Rule("note", "copies with the same position and pixels were left out", "nothing to do"),
+    "SPLIT_AT_GAPS": Rule(
+        "note",
+        "split into {count} volumes at its gaps; {dropped} slices in runs shorter than {minimum} were left out",
+        "fetch the missing slices, if there are any",
+    ),
+}
+
+
+class Refused(Exception):
+    """A series is refused: its code and the figures of its reason."""
+
+    def __init__(self, code: str, **figures: float | int | str) -> None:
+        super().__init__(code)
+        self.code = code
+        self.figures = figures
+
+
+def verdict(code: str, *, series: str | None, files: int, **figures: float | int | str) -> Rejection:
+    """The row of `rejected.jsonl` for a code; `series` is a pseudonym. KeyError: unknown code or missing figure."""
+    rule = RULES[code]
+    return Rejection(code=code, reason=rule.reason.format(**figures), series=series, files=files, hint=rule.hint)

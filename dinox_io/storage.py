@@ -1,0 +1,61 @@
+"""Bytes [start, stop) of a file of a set: the one door through which shards are read.
+
+Invariant: what is returned has the length that was asked for, or ShardError; nothing is ever written here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from dinox_io.errors import ShardError
+
+
+class ShardFile(Protocol):
+    """Random access to one immutable file; safe to use from many threads at once."""
+
+    name: str
+    size: int
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes from `start` on; ShardError if the file ends before."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalFile:
+    """A file of the local file system, read with `preadv` (no shared offset, so threads do not wait for each other)."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ShardError(f"cannot be opened ({error.strerror})", file=path.name) from error
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        done = 0
+        # One system call as a rule; the kernel may give less at 2 GiB or when a signal comes.
+        while done < len(buffer):
+            count = os.preadv(self._descriptor, [buffer[done:]], start + done)
+            if count == 0:
+                raise ShardError(f"ends at byte {start + done}, {len(buffer) - done} bytes early", file=self.name)
+            done += count
+
+    def close(self) -> None:
+        """Idempotent. No thread may be reading any more."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def read_bytes(file: ShardFile, start: int, stop: int) -> bytes:
+    """Bytes [start, stop); bounds are checked against the file's size before memory is taken."""
+    if not 0 <= start <= stop <= file.size:
+        raise ShardError(f"bytes {start} to {stop} lie outside its {file.size} bytes", file=file.name)
+    buffer = bytearray(stop - start)
+    file.read_into(start, memoryview(buffer))
+    return bytes(buffer)

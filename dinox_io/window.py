@@ -1,0 +1,85 @@
+"""Which slices make a window, and which windows a set of volumes has: pure arithmetic on slice numbers.
+
+A window is `depth` slices, `step` apart, around a centre; it is cut from its volume, never from a list of samples.
+Invariant: every slice named lies in the volume, whatever the edge policy, and the middle one is the centre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EDGES = ("clamp", "reflect", "error")
+
+
+def check_window(depth: int, step: int, edge: str) -> None:
+    """ValueError unless depth is odd and positive, step positive, and the edge policy known."""
+    if depth < 1 or depth % 2 == 0:
+        raise ValueError(f"depth is {depth}; a window has an odd number of slices, so that one is in the middle")
+    if step < 1:
+        raise ValueError(f"step is {step}; the slices of a window are at least 1 apart")
+    if edge not in EDGES:
+        raise ValueError(f"edge is {edge!r}, not one of {', '.join(EDGES)}")
+
+
+def window_slices(center: int, depth: int, step: int, num_slices: int, edge: str) -> np.ndarray:
+    """int64 (depth,): the slices of the window around `center` in a volume of `num_slices`.
+
+    Beyond the volume, "clamp" repeats its first or last slice, "reflect" mirrors at it without repeating it (again and
+    again where the volume is short), and "error" raises ValueError. IndexError if the centre is not in the volume.
+    """
+    check_window(depth, step, edge)
+    if not 0 <= center < num_slices:
+        raise IndexError(f"center {center} is not in a volume of {num_slices} slices")
+    slices = center + step * np.arange(-(depth // 2), depth // 2 + 1)
+    if edge == "clamp":
+        return np.clip(slices, 0, num_slices - 1)
+    if edge == "reflect":
+        period = max(2 * (num_slices - 1), 1)
+        folded = slices % period
+        return np.minimum(folded, period - folded) if num_slices > 1 else np.zeros_like(slices)
+    if slices[0] < 0 or slices[-1] >= num_slices:
+        raise ValueError(
+            f"the window of {depth} slices, {step} apart, around {center} reaches beyond the {num_slices} slices "
+            'of its volume; choose another center, or edge="clamp" or "reflect"'
+        )
+    return slices
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowTable:
+    """All windows of some volumes, numbered from 0: volume after volume, in each by ascending centre.
+
+    volume int64 (v,): index into the set · centers int64 (v,): how many windows it has · first_center, every int.
+    """
+
+    volume: np.ndarray
+    centers: np.ndarray
+    first_center: int
+    every: int
+
+    @property
+    def num_windows(self) -> int:
+        return int(self.centers.sum())
+
+    def locate(self, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Window numbers (b,) -> index of the volume (b,), centre (b,)."""
+        ends = np.cumsum(self.centers)
+        row = np.searchsorted(ends, window, side="right")
+        return self.volume[row], self.first_center + self.every * (window - (ends - self.centers)[row])
+
+
+def table_of(
+    volume: np.ndarray, num_slices: np.ndarray, *, depth: int, step: int, edge: str, every: int
+) -> WindowTable:
+    """The windows of volumes (v,) that have num_slices (v,): every `every`-th centre of each, from its first one.
+
+    With edge "error" only the centres count whose window lies in the volume.
+    """
+    check_window(depth, step, edge)
+    if every < 1:
+        raise ValueError(f"every is {every}; it must be at least 1")
+    margin = depth // 2 * step if edge == "error" else 0
+    possible = np.maximum(num_slices.astype(np.int64) - 2 * margin, 0)
+    return WindowTable(volume=volume, centers=-(-possible // every), first_center=margin, every=every)

@@ -1,0 +1,630 @@
+"""Files of one series to volumes or a verdict: every rule on small generated DICOM (faults F01 to F10)."""
+
+import random
+import resource
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels import get_decoder
+from pydicom.pixels.encoders import RLELosslessEncoder
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from dinox_io import dicom
+from dinox_io.fileformat import NotDicom, file_meta
+from dinox_io.series import SeriesRules, read_series
+from dinox_io.volume import Rejection, Volume
+from tests.io.dicom_factory import (
+    COLUMNS,
+    ROWS,
+    expected_hu,
+    set_pixels,
+    slice_dataset,
+    stored_slice,
+    write,
+    write_series,
+)
+
+SERIES, PATIENT = "5" * 32, "a" * 32
+
+
+def read(folder: Path, **rules: Any) -> tuple[list[Volume], list[Rejection]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return read_series(paths, series=SERIES, patient=PATIENT, rules=SeriesRules(**rules))
+
+
+def volume_of(folder: Path, **rules: Any) -> Volume:
+    volumes, rows = read(folder, **rules)
+    assert len(volumes) == 1, rows
+    return volumes[0]
+
+
+def code_of(folder: Path, **rules: Any) -> str:
+    volumes, rows = read(folder, **rules)
+    assert not volumes
+    assert [row.series for row in rows] == [SERIES]
+    return rows[0].code
+
+
+# ---------------------------------------------------------------------------------------------- order and record
+
+
+def test_a_plain_series(tmp_path: Path) -> None:
+    write_series(tmp_path, 5, step_mm=2.5)
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(5))
+    assert volume.spacing_mm == (2.5, 0.7, 0.9)
+    assert volume.z_positions_mm == (0.0, 2.5, 5.0, 7.5, 10.0)
+    assert volume.orientation == (1, 0, 0, 0, 1, 0, 0, 0, 1)
+    assert (volume.id, volume.series, volume.patient) == (SERIES, SERIES, PATIENT)
+    assert volume.facts["kernel"] == "B30f"
+    assert volume.facts["kvp"] == 120.0
+    assert volume.facts["manufacturer"] == "SIEMENS"
+    assert volume.facts["rescale"] == [1.0, -1024.0]
+    assert volume.facts["burned_in"] == "unknown"
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "constant", "absent"])
+def test_instance_numbers_and_names_do_not_matter(tmp_path: Path, kind: str) -> None:  # F01
+    numbers = random.Random(3).sample(range(1, 6), 5)
+
+    def change(index: int, dataset: Dataset) -> None:
+        dataset.InstanceNumber = {"shuffled": numbers[index], "constant": 1, "absent": None}[kind]
+        dataset.SliceLocation = -index
+
+    for index, path in enumerate(write_series(tmp_path, 5, change=change)):
+        path.rename(tmp_path / f"f{numbers[index]}")
+    assert np.array_equal(volume_of(tmp_path).hu, expected_hu(5))
+
+
+def test_jitter_of_positions_is_tolerated(tmp_path: Path) -> None:
+    def change(index: int, dataset: Dataset) -> None:
+        dataset.ImagePositionPatient = [-10, -20, index + (0.009 if index % 2 else 0)]
+
+    write_series(tmp_path, change=change)
+    assert volume_of(tmp_path).hu.shape == (5, ROWS, COLUMNS)
+
+
+def test_rows_bottom_to_top_are_kept_as_stored(tmp_path: Path) -> None:  # F04
+    def change(_: int, dataset: Dataset) -> None:
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, -1, 0]
+
+    write_series(tmp_path, change=change)
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(5))
+    assert volume.orientation == (1, 0, 0, 0, -1, 0, 0, 0, 1)
+
+
+def test_facts_that_differ_stand_once_a_slice(tmp_path: Path) -> None:
+    def change(index: int, dataset: Dataset) -> None:
+        dataset.KVP = str(100 + index)
+
+    write_series(tmp_path, change=change)
+    assert volume_of(tmp_path).facts["kvp"] == [100.0, 101.0, 102.0, 103.0, 104.0]
+
+
+def test_free_text_is_withheld(tmp_path: Path) -> None:  # F44
+    def change(_: int, dataset: Dataset) -> None:
+        dataset.ConvolutionKernel = "ZZPHI"
+        dataset.Manufacturer = "ZZPHI"
+        dataset.PatientPosition = "ZZPHI"
+        dataset.KVP = "19420228"
+
+    write_series(tmp_path, change=change)
+    facts = volume_of(tmp_path).facts
+    assert facts["withheld"] == ["ConvolutionKernel", "Manufacturer", "PatientPosition"]
+    assert "ZZPHI" not in str(facts)
+    assert "19420228" not in str(facts)
+
+
+# ---------------------------------------------------------------------------------------------- gaps, copies, strangers
+
+
+def test_a_missing_slice_is_refused_with_its_place(tmp_path: Path) -> None:  # F02
+    write_series(tmp_path, 9)
+    (tmp_path / "004.dcm").unlink()
+    volumes, rows = read(tmp_path)
+    assert not volumes
+    assert rows[0].code == "SLICE_GAP"
+    assert "after 3.000 mm: 2.000 where slices are 1.000 mm apart" in rows[0].reason
+
+
+def test_split_gaps_keeps_the_runs(tmp_path: Path) -> None:  # F02
+    write_series(tmp_path, 12)
+    (tmp_path / "004.dcm").unlink()
+    (tmp_path / "010.dcm").unlink()
+    volumes, rows = read(tmp_path, split_gaps=True)
+    assert [volume.id for volume in volumes] == [f"{SERIES}-1", f"{SERIES}-2"]
+    hu = expected_hu(12)
+    assert np.array_equal(volumes[0].hu, hu[:4])
+    assert np.array_equal(volumes[1].hu, hu[5:10])
+    assert volumes[1].z_positions_mm == (5.0, 6.0, 7.0, 8.0, 9.0)
+    assert [(row.code, row.files) for row in rows] == [("SPLIT_AT_GAPS", 1)]
+
+
+def test_a_change_of_spacing_is_refused(tmp_path: Path) -> None:
+    def change(index: int, dataset: Dataset) -> None:
+        dataset.ImagePositionPatient = [-10, -20, index if index < 5 else 4 + (index - 4) * 2.5]
+
+    write_series(tmp_path, 9, change=change)
+    assert code_of(tmp_path) == "VARIABLE_SPACING"
+
+
+def test_copies_are_dropped_and_said(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    shutil.copy(tmp_path / "001.dcm", tmp_path / "copy.dcm")
+    again = slice_dataset(3)
+    again.SOPInstanceUID = "1.2.3.99"
+    write(again, tmp_path / "again.dcm")
+    volumes, rows = read(tmp_path)
+    assert np.array_equal(volumes[0].hu, expected_hu(5))
+    assert volumes[0].facts["dropped"] == {"duplicate": 2}
+    assert [(row.code, row.files) for row in rows] == [("DUPLICATE_DROPPED", 2)]
+
+
+def test_other_pixels_at_one_position_are_refused(tmp_path: Path) -> None:  # F03
+    write_series(tmp_path / "a", 4)
+    write_series(tmp_path / "b", 4, change=lambda index, dataset: set_pixels(dataset, stored_slice(index + 50)))
+    assert code_of(tmp_path) == "DUPLICATE_POSITION"
+
+
+def test_the_same_pixels_beside_each_other_are_no_copy(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    moved = slice_dataset(2)
+    moved.ImagePositionPatient = [-10.0, -19.5, 2.0]
+    write(moved, tmp_path / "moved.dcm")
+    assert code_of(tmp_path) == "DUPLICATE_POSITION"
+
+
+def test_a_localizer_inside_is_dropped_and_said(tmp_path: Path) -> None:  # F04
+    write_series(tmp_path)
+    scout = slice_dataset(0)
+    scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    scout.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    set_pixels(scout, stored_slice(0, 7, 5))
+    write(scout, tmp_path / "scout.dcm")
+    volumes, rows = read(tmp_path)
+    assert np.array_equal(volumes[0].hu, expected_hu(5))
+    assert volumes[0].facts["dropped"] == {"localizer": 1}
+    assert [(row.code, row.files) for row in rows] == [("LOCALIZER_DROPPED", 1)]
+
+
+def with_one_odd(folder: Path, **changes: Any) -> None:
+    def change(index: int, dataset: Dataset) -> None:
+        if index == 2:
+            for keyword, value in changes.items():
+                setattr(dataset, keyword, value)
+
+    write_series(folder, change=change)
+
+
+def test_series_whose_slices_differ_are_refused(tmp_path: Path) -> None:  # F04
+    write_series(tmp_path / "matrix", change=lambda i, d: set_pixels(d, stored_slice(i, ROWS + (i == 2))))
+    assert code_of(tmp_path / "matrix") == "MIXED_MATRIX"
+    with_one_odd(tmp_path / "orientation", ImageOrientationPatient=[0.9848, 0.1736, 0, -0.1736, 0.9848, 0])
+    assert code_of(tmp_path / "orientation") == "MIXED_ORIENTATION"
+    with_one_odd(tmp_path / "spacing", PixelSpacing=[0.7, 0.91])
+    assert code_of(tmp_path / "spacing") == "MIXED_SPACING"
+    with_one_odd(tmp_path / "shift", ImagePositionPatient=[-8.0, -20.0, 2.0])
+    assert code_of(tmp_path / "shift") == "SHIFTED_SLICES"
+    with_one_odd(tmp_path / "modality", Modality="PT")
+    assert code_of(tmp_path / "modality") == "MIXED_SERIES"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "code"),
+    [
+        ("ImagePositionPatient", None, "NO_POSITION"),
+        ("ImagePositionPatient", [1e9, 0, 0], "NO_POSITION"),
+        ("ImageOrientationPatient", None, "NO_POSITION"),
+        ("PixelSpacing", None, "NO_PIXEL_SPACING"),
+        ("PixelSpacing", [0, 0.7], "NO_PIXEL_SPACING"),
+        ("RescaleSlope", None, "NO_RESCALE"),
+        ("RescaleIntercept", None, "NO_RESCALE"),
+        ("RescaleSlope", "0", "NO_RESCALE"),
+        ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], "BAD_ORIENTATION"),
+        ("BurnedInAnnotation", "YES", "BURNED_IN_ANNOTATION"),
+        ("Modality", "MR", "NOT_CT"),
+        ("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"], "LOCALIZER"),
+        ("ImageType", ["DERIVED", "PRIMARY", "PERFUSION", "RCBF"], "PARAMETRIC_MAP"),
+        ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7", "SECONDARY_CAPTURE"),
+        ("RescaleType", "Z_EFF", "NOT_HU"),
+        ("ImageOrientationPatient", [1, 0, 0, 0, 0, -1], "NOT_AXIAL"),
+        ("BitsAllocated", 12, "PIXEL_FORMAT_UNSUPPORTED"),
+        ("HighBit", 3, "PIXEL_FORMAT_UNSUPPORTED"),
+    ],
+)
+def test_what_a_series_must_have(tmp_path: Path, keyword: str, value: Any, code: str) -> None:
+    def change(_: int, dataset: Dataset) -> None:
+        setattr(dataset, keyword, value)
+        if value is None:
+            delattr(dataset, keyword)
+
+    write_series(tmp_path, change=change)
+    assert code_of(tmp_path) == code
+
+
+def test_burned_in_text_passes_only_when_allowed(tmp_path: Path) -> None:
+    write_series(tmp_path, change=lambda _, dataset: setattr(dataset, "BurnedInAnnotation", "YES"))
+    assert volume_of(tmp_path, allow_burned_in=True).facts["burned_in"] == "yes"
+
+
+def tilt(index: int, dataset: Dataset) -> None:
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 0.9781476, 0.2079117]
+
+
+def test_tilt_is_refused_or_kept_and_recorded(tmp_path: Path) -> None:  # F04
+    write_series(tmp_path, change=tilt)
+    assert code_of(tmp_path) == "GANTRY_TILT"
+    volume = volume_of(tmp_path, allow_tilt=True)
+    assert volume.facts["tilt_degrees"] == pytest.approx(12, abs=0.01)
+    assert np.array_equal(volume.hu, expected_hu(5))
+
+
+def test_few_slices_are_refused_unless_asked_for(tmp_path: Path) -> None:
+    write_series(tmp_path, 2)
+    assert code_of(tmp_path) == "TOO_FEW_SLICES"
+    assert volume_of(tmp_path, min_slices=2).hu.shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "spacing"),
+    [({"SpacingBetweenSlices": "6.5"}, 6.5), ({}, 1.0), ({"SliceThickness": None}, 0.0)],
+)
+def test_a_single_slice(tmp_path: Path, changes: dict[str, Any], spacing: float) -> None:
+    dataset = slice_dataset(0)
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    write(dataset, tmp_path / "one.dcm")
+    assert volume_of(tmp_path, min_slices=1).spacing_mm == (spacing, 0.7, 0.9)
+    dataset.GantryDetectorTilt = "-20"
+    write(dataset, tmp_path / "one.dcm")
+    assert code_of(tmp_path, min_slices=1) == "GANTRY_TILT"
+
+
+# ---------------------------------------------------------------------------------------------- pixels
+
+
+def test_each_slice_has_its_own_rescale(tmp_path: Path) -> None:  # F05
+    def change(index: int, dataset: Dataset) -> None:
+        dataset.RescaleIntercept = str(-1024 - index)
+        dataset.BitsStored, dataset.HighBit = 16, 15
+        set_pixels(dataset, stored_slice(index) + np.uint16(index))
+
+    write_series(tmp_path, change=change)
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(5))
+    assert volume.facts["rescale"][4] == [1.0, -1028.0]
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 13, 16])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_bits_are_masked_shifted_and_sign_extended(tmp_path: Path, bits: int, signed: bool, shift: int) -> None:  # F05
+    if bits + shift > 16:
+        pytest.skip("does not fit")
+    rng = np.random.default_rng(bits)
+    low = -(1 << (bits - 1)) if signed else 0
+    values = rng.integers(low, low + (1 << bits), (3, ROWS, COLUMNS))
+    values[0, 0, :2] = low, low + (1 << bits) - 1
+
+    def change(index: int, dataset: Dataset) -> None:
+        rubbish = rng.integers(0, 1 << 16, (ROWS, COLUMNS)) & ~(((1 << bits) - 1) << shift)
+        words = ((values[index] & ((1 << bits) - 1)) << shift) | rubbish
+        set_pixels(dataset, words.astype(np.uint16))
+        dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1 + shift, int(signed)
+        dataset.RescaleIntercept = "0"
+
+    write_series(tmp_path, 3, change=change)
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, np.clip(values, -32768, 32767))
+    assert volume.facts["saturated_voxels"] == int((values > 32767).sum())
+
+
+def test_overflow_saturates_and_is_counted(tmp_path: Path) -> None:
+    write_series(tmp_path, 3, change=lambda _, dataset: setattr(dataset, "RescaleSlope", "20"))
+    exact = (expected_hu(3, 0).astype(int)) * 20 - 1024
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, np.minimum(exact, 32767))
+    assert volume.facts["saturated_voxels"] == int((exact > 32767).sum()) > 0
+
+
+def test_fractional_rescale_is_rounded_and_said(tmp_path: Path) -> None:
+    write_series(tmp_path, 3, change=lambda _, dataset: setattr(dataset, "RescaleSlope", "0.3"))
+    volume = volume_of(tmp_path)
+    assert np.abs(volume.hu - (expected_hu(3, 0) * 0.3 - 1024)).max() <= 0.5
+    assert volume.facts["rounded"] is True
+
+
+def test_monochrome1_is_not_inverted(tmp_path: Path) -> None:
+    write_series(tmp_path, change=lambda _, dataset: setattr(dataset, "PhotometricInterpretation", "MONOCHROME1"))
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(5))
+    assert volume.facts["monochrome1"] is True
+
+
+def test_padding_is_kept_as_hu_and_recorded_as_stored(tmp_path: Path) -> None:
+    def change(_: int, dataset: Dataset) -> None:
+        dataset.PixelRepresentation = 1
+        dataset.BitsStored, dataset.HighBit = 16, 15
+        dataset.add_new("PixelPaddingValue", "US", 63536)  # a signed -2000 written as unsigned
+
+    write_series(tmp_path, change=change)
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(5))
+    assert volume.facts["padding_stored"] == -2000
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless]
+)
+def test_syntaxes_that_need_no_extra(tmp_path: Path, syntax: str) -> None:
+    def change(index: int, dataset: Dataset) -> None:
+        if syntax == RLELossless:
+            dataset.compress(RLELosslessEncoder.UID, stored_slice(index), generate_instance_uid=False)
+        elif syntax == ExplicitVRBigEndian:
+            dataset.PixelData = stored_slice(index).astype(">u2").tobytes()
+        dataset.file_meta.TransferSyntaxUID = syntax
+
+    write_series(tmp_path, change=change)
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(5))
+    assert len(volume.facts["transfer_syntaxes"]) == 1
+    assert volume.facts["lossy"] is False
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
+def test_a_missing_decoder_is_named(tmp_path: Path, syntax: str, monkeypatch: pytest.MonkeyPatch) -> None:  # F10
+    from pydicom.encaps import encapsulate
+
+    def change(_: int, dataset: Dataset) -> None:
+        dataset.PixelData = encapsulate([b"\xff\x4f\xff\x51 no codestream at all"])
+        dataset["PixelData"].VR = "OB"
+        dataset.file_meta.TransferSyntaxUID = syntax
+
+    write_series(tmp_path, change=change)
+    if get_decoder(syntax).is_available:
+        assert code_of(tmp_path) == "PIXELS_DAMAGED"
+        monkeypatch.setattr(get_decoder(syntax), "_available", {})
+    volumes, rows = read(tmp_path)
+    assert not volumes
+    assert rows[0].code == "DECODER_MISSING"
+    assert "JPEG" in rows[0].reason
+    assert "dinox[dicom]" in rows[0].hint
+
+
+def test_an_unknown_syntax_is_refused_without_repeating_it(tmp_path: Path) -> None:
+    from pydicom.encaps import encapsulate
+
+    dataset = slice_dataset(0)
+    dataset.PixelData = encapsulate([b"1234"])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = "1.2.19420228"
+    write(dataset, tmp_path / "one.dcm", implicit_vr=False, little_endian=True)
+    volumes, rows = read(tmp_path, min_slices=1)
+    assert (volumes, rows[0].code) == ([], "SYNTAX_UNSUPPORTED")
+    assert "19420228" not in rows[0].reason
+
+
+@pytest.mark.parametrize("cut", [1, 2, ROWS * COLUMNS, 2 * ROWS * COLUMNS - 1, 2 * ROWS * COLUMNS])
+def test_truncated_pixels_are_refused(tmp_path: Path, cut: int) -> None:  # F06
+    paths = write_series(tmp_path)
+    data = paths[3].read_bytes()
+    paths[3].write_bytes(data[:-cut])
+    volumes, rows = read(tmp_path)
+    assert not volumes
+    assert rows[0].code == "PIXELS_TRUNCATED"
+    assert "file 4 of 5" in rows[0].reason
+
+
+def test_a_file_cut_anywhere_never_gives_a_shorter_volume(tmp_path: Path) -> None:  # F06
+    paths = write_series(tmp_path)
+    data = paths[4].read_bytes()
+    for length in range(0, len(data), 29):
+        paths[4].write_bytes(data[:length])
+        try:
+            identity = dicom.read_identity(paths[4])
+        except NotDicom:
+            continue  # counted as a foreign or damaged file
+        if identity.series_uid:
+            volumes, rows = read(tmp_path)
+            assert not volumes, length
+            assert rows[0].code in ("PIXELS_TRUNCATED", "FILES_DAMAGED")
+
+
+def test_surplus_bytes_are_padding_only_if_few(tmp_path: Path) -> None:  # F07
+    write_series(tmp_path, change=lambda _, d: setattr(d, "PixelData", d.PixelData + b"\0" * 64))
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(5))
+    assert volume.facts["surplus_bytes"] == 5 * 64
+    write_series(tmp_path, change=lambda _, d: setattr(d, "PixelData", d.PixelData * 3))
+    assert code_of(tmp_path) == "PIXELS_TOO_LONG"
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "frames"),
+    [(65535, 65535, None), (0, COLUMNS, None), (ROWS, 0, None), (ROWS, COLUMNS, 2**31 - 1), (ROWS, COLUMNS, 0)],
+)
+def test_hostile_sizes_are_refused_from_the_header(  # F08
+    tmp_path: Path, rows: int, columns: int, frames: int | None
+) -> None:
+    def change(_: int, dataset: Dataset) -> None:
+        dataset.Rows, dataset.Columns = rows, columns
+        if frames is not None:
+            dataset.NumberOfFrames = frames
+
+    write_series(tmp_path, 3, change=change)
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert code_of(tmp_path) == "SIZE_REFUSED"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 50 * 1024
+
+
+@pytest.mark.parametrize("where", ["header", "pixels"])
+def test_a_deflate_bomb_is_not_inflated(tmp_path: Path, where: str) -> None:  # F09
+    def change(_: int, dataset: Dataset) -> None:
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+    path = write_series(tmp_path, 1, change=change)[0]
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        start, _, _ = file_meta(file, file.read(132))
+    inflated = zlib.decompress(data[start:], -15)
+    if where == "header":  # a private element of 120 MB before the pixels
+        at = inflated.index(b"\xe0\x7f\x10\x00")
+        bomb = inflated[:at] + b"\x29\x00\x10\x10OB\0\0" + (120_000_000).to_bytes(4, "little")
+    else:
+        bomb = inflated
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    parts = [data[:start], packer.compress(bomb)]
+    parts += [packer.compress(b"\0" * 10_000_000) for _ in range(12)]
+    path.write_bytes(b"".join([*parts, packer.flush()]))
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if where == "header":
+        with pytest.raises(NotDicom, match="DICOM_DAMAGED"):
+            dicom.read_identity(path)
+        assert code_of(tmp_path, min_slices=1) == "FILES_DAMAGED"
+    else:  # what comes after the pixels is never looked at
+        dicom.read_identity(path)
+        assert np.array_equal(volume_of(tmp_path, min_slices=1).hu, expected_hu(1))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 64 * 1024
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_damaged_rle_gives_no_volume(tmp_path: Path, damage: str) -> None:  # F10
+    def change(index: int, dataset: Dataset) -> None:
+        dataset.compress(RLELosslessEncoder.UID, stored_slice(index), generate_instance_uid=False)
+
+    paths = write_series(tmp_path, 3, change=change)
+    data = bytearray(paths[1].read_bytes())
+    if damage == "cut":
+        paths[1].write_bytes(data[:-40])
+        assert code_of(tmp_path) == "PIXELS_TRUNCATED"
+    else:
+        at = data.rindex(b"\xfe\xff\x00\xe0") + 8  # the RLE header of the frame: 9 segments instead of 2
+        data[at] = 9
+        paths[1].write_bytes(data)
+        assert code_of(tmp_path) == "PIXELS_DAMAGED"
+
+
+# ---------------------------------------------------------------------------------------------- multi-frame
+
+
+def multiframe(count: int, positions: list[float]) -> Dataset:
+    """A Legacy Converted Enhanced CT whose frame i lies at positions[i]."""
+    dataset = slice_dataset(0)
+    for keyword in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ):
+        delattr(dataset, keyword)
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2.2"
+    dataset.NumberOfFrames = count
+    set_pixels(dataset, np.stack([stored_slice(index) for index in range(count)]))
+
+    def item(**values: Any) -> Sequence:
+        inner = Dataset()
+        for keyword, value in values.items():
+            setattr(inner, keyword, value)
+        return Sequence([inner])
+
+    shared = Dataset()
+    shared.PlaneOrientationSequence = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    shared.PixelMeasuresSequence = item(PixelSpacing=[0.7, 0.9], SliceThickness="1")
+    shared.PixelValueTransformationSequence = item(RescaleSlope="1", RescaleIntercept="-1024", RescaleType="HU")
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    frames = []
+    for height in positions:
+        frame = Dataset()
+        frame.PlanePositionSequence = item(ImagePositionPatient=[0, 0, height])
+        frames.append(frame)
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    return dataset
+
+
+@pytest.mark.parametrize("syntax", ["native", "rle"])
+def test_frames_are_slices(tmp_path: Path, syntax: str) -> None:
+    dataset = multiframe(4, [3.0, 2.0, 1.0, 0.0])
+    if syntax == "rle":
+        dataset.compress(RLELosslessEncoder.UID, dataset.pixel_array, generate_instance_uid=False)
+    write(dataset, tmp_path / "multi.dcm")
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(4)[::-1])
+    assert volume.z_positions_mm == (0.0, 1.0, 2.0, 3.0)
+    assert volume.facts["multiframe"] is True
+
+
+def test_frames_without_their_groups_are_refused(tmp_path: Path) -> None:
+    dataset = multiframe(4, [3.0, 2.0, 1.0])
+    write(dataset, tmp_path / "multi.dcm")
+    assert code_of(tmp_path) == "FILES_DAMAGED"
+    del dataset.PerFrameFunctionalGroupsSequence
+    write(dataset, tmp_path / "multi.dcm")
+    assert code_of(tmp_path) == "NO_POSITION"
+
+
+# ---------------------------------------------------------------------------------------------- what is DICOM at all
+
+
+def headless(dataset: Dataset, path: Path, implicit: bool) -> None:
+    dataset.file_meta = FileMetaDataset()
+    dataset.save_as(path, implicit_vr=implicit, little_endian=True, enforce_file_format=False)
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_data_sets_without_preamble_and_meta_are_read(tmp_path: Path, implicit: bool) -> None:
+    for index in range(3):
+        headless(slice_dataset(index), tmp_path / f"{index}", implicit)
+    assert dicom.read_identity(tmp_path / "0").series_uid == "1.2.3.4"
+    assert np.array_equal(volume_of(tmp_path).hu, expected_hu(3))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0" * 4096, b"hello", b"\0" * 128 + b"DICM", random.Random(0).randbytes(5000), b"\x08\x00\x05\x00" * 300,
+     b"<?xml version='1.0'?>" * 20, b"\x08\x00" + random.Random(1).randbytes(900)],
+    ids=["empty", "zeros", "short", "only preamble", "random", "tags", "xml", "tag and random"],
+)  # fmt: skip
+def test_foreign_files_are_told_apart(tmp_path: Path, data: bytes) -> None:  # F08
+    (tmp_path / "file.dcm").write_bytes(data)
+    with pytest.raises(NotDicom) as answer:
+        dicom.read_identity(tmp_path / "file.dcm")
+    assert answer.value.code == "NOT_DICOM"
+
+
+def test_a_damaged_meta_is_no_foreign_file(tmp_path: Path) -> None:
+    path = write_series(tmp_path, 1)[0]
+    data = bytearray(path.read_bytes())
+    data[132 + 4 : 132 + 6] = b"\x00\x01"
+    path.write_bytes(data)
+    with pytest.raises(NotDicom) as answer:
+        dicom.read_identity(path)
+    assert answer.value.code == "DICOM_DAMAGED"
+
+
+def test_random_bytes_in_the_header_never_escape_the_rules(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, 3)
+    data = paths[1].read_bytes()
+    end = data.index(b"\xe0\x7f\x10\x00")
+    rng = random.Random(5)
+    for _ in range(150):
+        changed = bytearray(data)
+        for _ in range(3):
+            changed[rng.randrange(132, end)] = rng.randrange(256)
+        paths[1].write_bytes(changed)
+        volumes, rows = read(tmp_path)  # must not raise
+        assert volumes or rows
