@@ -1,0 +1,122 @@
+"""`verify_shards.py`: 0 for a whole set, 1 with the name of each damaged volume and of no other."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinox_io.canonical import canonical_json
+from dinox_io.manifest import build_manifest, commit_set
+from dinox_io.shard import ShardWriter, encode_volume
+from dinox_io.verify import verify_set
+from dinox_io.volume import Volume
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two shards of three volumes each; the ids are one digit, 32 times."""
+    summaries = []
+    for number in range(2):
+        with ShardWriter(tmp_path / f"shard-00000{number}.tar", config_digest="c") as writer:
+            for digit in range(3 * number, 3 * number + 3):
+                hu = np.random.default_rng(digit).normal(0, 50, (4, 16, 16)).astype(np.int16)
+                writer.add(
+                    encode_volume(
+                        Volume(
+                            id=str(digit) * 32,
+                            series=str(digit) * 32,
+                            patient="a" * 32,
+                            hu=hu,
+                            spacing_mm=(1.0, 1.0, 1.0),
+                            z_positions_mm=(0.0, 1.0, 2.0, 3.0),
+                            orientation=AXIAL,
+                        )
+                    )
+                )
+            summaries.append(writer.finish())
+    manifest = build_manifest(
+        summaries,
+        sides={str(digit) * 32: "train" for digit in range(6)},
+        options={},
+        rejected_by_code={},
+        config_digest="c",
+        leaks=[],
+        packer="tests",
+        sources={},
+        previous=None,
+    )
+    commit_set(tmp_path, manifest)
+    return tmp_path
+
+
+def damaged_volumes(folder: Path) -> list[str]:
+    return [damage.volume[0] for damage in verify_set(folder) if damage.volume]
+
+
+def run(repository: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "tools/verify_shards.py", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command(folder: Path, repository: Path) -> None:
+    whole = run(repository, folder)
+    assert (whole.returncode, whole.stdout.split(":")[0]) == (0, "whole")
+    path = folder / "shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\x28\xb5\x2f\xfd") + 40] ^= 1
+    path.write_bytes(data)
+    damaged = run(repository, folder)
+    assert damaged.returncode == 1
+    assert f"shard-000001.tar: volume {'3' * 32}: slice 0" in damaged.stdout
+    assert damaged.stdout.count("volume ") == 1
+    assert run(repository, folder / "absent").returncode == 2
+    assert run(repository, folder, "--threads", 0).returncode == 2
+    assert "damaged" in run(repository, "--help").stdout
+    (folder / "manifest.json").unlink()
+    missing = run(repository, folder)
+    assert (missing.returncode, missing.stdout.split(":")[0]) == (1, "manifest.json")
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_every_volume_that_a_flipped_bit_touches_is_named(folder: Path, index: bool) -> None:
+    if not index:
+        (folder / "index.msgpack").unlink()
+    path = folder / "shard-000000.tar"
+    data = path.read_bytes()
+    begins = [data.index(f"{digit}".encode() * 32 + b".json") for digit in range(3)] + [len(data) - 1024]
+    for offset in np.random.default_rng(0).integers(0, len(data), 120).tolist():
+        damaged = bytearray(data)
+        damaged[offset] ^= 0x10
+        path.write_bytes(damaged)
+        damages = [damage for damage in verify_set(folder) if damage.file == path.name]
+        assert damages, f"a flip at byte {offset} was not found"
+        touched = sum(offset >= begin for begin in begins) - 1
+        named = {damage.volume for damage in damages if damage.volume}
+        if 0 <= touched < 3:
+            assert f"{touched}" * 32 in named
+            if index:
+                assert len(named) == 1
+
+
+def test_a_cut_shard(folder: Path) -> None:
+    path = folder / "shard-000000.tar"
+    data = path.read_bytes()
+    path.write_bytes(data[: data.index(b"1" * 32 + b".hu16.zst") + 700])
+    assert damaged_volumes(folder) == ["1", "2"]
+    path.unlink()
+    assert damaged_volumes(folder) == ["0", "1", "2"]
+
+
+def test_damage_outside_of_volumes(folder: Path) -> None:
+    with (folder / "shard-000001.tar").open("ab") as file:
+        file.write(bytes(512))
+    (folder / "manifests" / "old.json").write_bytes(canonical_json({"self": "x"}))
+    (folder / "index.msgpack").write_bytes(b"")
+    found = {damage.file: damage.volume for damage in verify_set(folder)}
+    assert found == {"shard-000001.tar": None, "manifests/old.json": None, "index.msgpack": None}

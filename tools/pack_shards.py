@@ -1,0 +1,117 @@
+"""Pack CT series (DICOM) into a set of shards. `--help` says how; docs/format.md says what comes out."""
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+
+from dinox_io.output import PackError
+from dinox_io.pack import PackSettings, pack
+from dinox_io.progress import ProgressReport
+from dinox_io.series import SeriesRules
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+
+_EXAMPLES = """\
+examples:
+  python tools/pack_shards.py ~/scans --output shards
+  python tools/pack_shards.py /data/hospital_a /data/hospital_b --output shards --workers 8 --key-file my.key
+
+INPUT may hold anything: series are found by their headers, whatever files and folders are called. What is no CT volume,
+or cannot be trusted, is left out and listed with the reason in OUT/rejected.jsonl. Names, dates and UIDs stay in
+OUT/private; the rest of OUT can be handed on. Run the same command again to add what is new.
+
+exit code: 0 every series is in the set, or was skipped by rule; 3 some were rejected (they are listed);
+           1 some were rejected and none is in the set; 2 the command cannot be carried out as it stands
+"""
+
+
+def size_bytes(text: str) -> int:
+    """`512MiB`, `1.5GB`, `1000000` -> bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
+    if not match or match.group(2).upper() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write it like 512MiB or 2GB")
+    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    command = argparse.ArgumentParser(
+        description="Pack CT series (DICOM) into shards of int16 Hounsfield units that dinox trains from.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="a DICOM file, or a folder of them")
+    command.add_argument(
+        "--output", metavar="OUT", type=Path, required=True, help="folder of the set, new or to add to"
+    )
+    cores = len(os.sched_getaffinity(0))
+    command.add_argument(
+        "--workers", metavar="N", type=int, default=cores, help=f"processes (default: {cores}, all cores)"
+    )
+    command.add_argument(
+        "--shard-size", metavar="SIZE", type=size_bytes, default="512MiB",
+        help="size at which a new shard is begun (default: 512MiB); a larger volume stands alone",
+    )  # fmt: skip
+    command.add_argument(
+        "--min-slices", metavar="N", type=int, default=3, help="reject series with fewer slices (default: 3)"
+    )
+    split = command.add_argument_group("split, by patient")
+    split.add_argument(
+        "--val-fraction", metavar="F", type=float, default=0.1, help="share of patients to validate on (default: 0.1)"
+    )
+    split.add_argument(
+        "--test-fraction", metavar="F", type=float, default=0.0, help="share that training never opens (default: 0)"
+    )
+    split.add_argument(
+        "--split-seed", metavar="N", type=int, default=0, help="another number, another split (default: 0)"
+    )
+    split.add_argument(
+        "--key-file", metavar="K", type=Path,
+        help="secret of at least 16 bytes that pseudonyms and the split are made with; keep it to reproduce them "
+        "(default: a random key in OUT/private/key)",
+    )  # fmt: skip
+    choices = command.add_argument_group("series that are rejected unless you say otherwise")
+    choices.add_argument(
+        "--split-gaps", action="store_true", help="keep the contiguous runs of series with missing slices"
+    )
+    choices.add_argument("--allow-tilt", action="store_true", help="keep series with a tilted gantry, as they are")
+    choices.add_argument("--allow-burned-in", action="store_true", help="keep images marked as having text burned in")
+    return command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    given = parser().parse_args(arguments)
+    settings = PackSettings(
+        inputs=tuple(given.inputs),
+        output=given.output,
+        workers=given.workers,
+        shard_bytes=given.shard_size,
+        rules=SeriesRules(
+            min_slices=given.min_slices,
+            split_gaps=given.split_gaps,
+            allow_tilt=given.allow_tilt,
+            allow_burned_in=given.allow_burned_in,
+        ),
+        val_fraction=given.val_fraction,
+        test_fraction=given.test_fraction,
+        split_seed=given.split_seed,
+        key_file=given.key_file,
+    )
+    try:
+        with ProgressReport() as progress:
+            report = pack(settings, progress)
+    except PackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the set is as it was before; run the same command again", file=sys.stderr)
+        return 130
+    print("\n".join(report.lines(str(given.output))))
+    return report.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
