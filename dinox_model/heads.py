@@ -1,0 +1,44 @@
+"""The head that training puts on a network: features to prototype logits. It is no part of an exported network."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dinox_model.initialisation import Initialised, initialise_linear, materialise
+
+
+class PrototypeHead(Initialised):
+    """Three-layer MLP to a bottleneck, L2-normalised, then its dot product with each prototype.
+
+    Source: DINO (Caron et al., arXiv 2104.14294, section 3.1), without weight normalisation of the prototypes as in
+    DINOv3: logits are not bounded by 1.
+    """
+
+    def __init__(self, in_features: int, hidden: int, bottleneck: int, prototypes: int, *, seed: int = 0) -> None:
+        """First weights are a function of the sizes and `seed`, as in `dinox_model.build`."""
+        super().__init__()
+        with torch.device("meta"):
+            self.mlp = nn.Sequential(
+                nn.Linear(in_features, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, bottleneck),
+            )
+            self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
+            """Its rows are the prototypes."""
+        materialise(self, seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (…, in_features) to logits (…, prototypes), not yet divided by a temperature."""
+        hidden = self.mlp(x)
+        # In fp32: a bf16 sum of squares makes lengths that differ from 1 by half a percent.
+        return self.last_layer(F.normalize(hidden.float(), dim=-1).to(hidden.dtype))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Truncated normal weights, zero biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                initialise_linear(module, generator)

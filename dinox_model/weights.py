@@ -1,0 +1,192 @@
+"""Networks in folders: `save` and `load`.
+
+    FOLDER/config.json         format, version, the ViTConfig, and the sha256 of the two files below
+           model.safetensors   every parameter by name, fp32
+           preprocess.json     how HU become the network's input
+
+Invariant: what `load` returns has exactly the parameters that `save` was given, bit for bit, and the preprocessing that
+belongs to them; anything else is a WeightsError. Files of another name in the folder are not looked at (a checkpoint
+has more).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinox_model.config import ViTConfig
+from dinox_model.preprocess import Preprocess
+from dinox_model.vit import VisionTransformer
+
+FORMAT = "dinox-model"
+VERSION = 1
+CONFIG, WEIGHTS, PREPROCESS = "config.json", "model.safetensors", "preprocess.json"
+
+
+class WeightsError(ValueError):
+    """A folder that does not hold a whole network that this version can read, or a network that cannot be saved."""
+
+
+def save(model: VisionTransformer, folder: str | Path) -> None:
+    """Write a network to `folder`.
+
+    A new folder appears whole or not at all. In one that exists each file is replaced atomically, config.json last;
+    after a crash in between `load` refuses the mixture. One writer at a time. Raises WeightsError unless all parameters
+    are float32.
+    """
+    folder = Path(folder)
+    other = [f"{name} ({tensor.dtype})" for name, tensor in model.state_dict().items() if tensor.dtype != torch.float32]
+    if other:
+        raise WeightsError(
+            f"weights are saved as float32, and {other[0]} of this network is not: call model.float() first"
+        )
+    if folder.is_dir():
+        _write_files(model, folder)
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # left by an earlier crash
+    temporary.mkdir()
+    try:
+        _write_files(model, temporary)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(folder.parent)
+
+
+def load(folder: str | Path) -> VisionTransformer:
+    """The network in `folder`, on the CPU, in evaluation mode, with its preprocessing attached.
+
+    Raises WeightsError that says what is wrong: a missing or damaged file, an unknown format, version or key,
+    parameters that are missing, too many, or of another shape.
+    """
+    folder = Path(folder)
+    document = _read_json(folder / CONFIG)
+    if document.get("format") != FORMAT or document.get("version") != VERSION:
+        found = f"format {document.get('format')!r}, version {document.get('version')!r}"
+        raise WeightsError(f"{folder / CONFIG}: {found}; this dinox_model reads {FORMAT!r}, version {VERSION}")
+    try:
+        config = ViTConfig.from_dict(_member(document, "config", folder / CONFIG))
+    except ValueError as error:
+        raise WeightsError(f"{folder / CONFIG}: {error}") from error
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    tensors = _read_tensors(folder / WEIGHTS, model.state_dict())
+    model.preprocess = _read_preprocess(folder / PREPROCESS)
+    _check_digests(folder, _member(document, "sha256", folder / CONFIG))
+    model.to_empty(device="cpu")
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _write_files(model: VisionTransformer, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    preprocess = {"format": f"{FORMAT}-preprocess", "version": VERSION, **model.preprocess.to_dict()}
+    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    _replace(folder / PREPROCESS, lambda path: path.write_text(_json(preprocess)))
+    digests = {name: _sha256(folder / name) for name in (WEIGHTS, PREPROCESS)}
+    config = {"format": FORMAT, "version": VERSION, "config": model.config.to_dict(), "sha256": digests}
+    _replace(folder / CONFIG, lambda path: path.write_text(_json(config)))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's bytes, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; a network's folder holds {CONFIG}, {WEIGHTS} and {PREPROCESS}")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: damaged, or no safetensors file ({error})") from error
+    faults = [f"missing {name}" for name in wanted if name not in tensors]
+    faults += [f"unknown {name}" for name in tensors if name not in wanted]
+    for name, tensor in tensors.items():
+        found = f"{tensor.dtype} {tuple(tensor.shape)}"
+        expected = f"{wanted[name].dtype} {tuple(wanted[name].shape)}" if name in wanted else found
+        faults += [f"{name} is {found}, not {expected}"] if found != expected else []
+    if faults:
+        raise WeightsError(f"{path}: not the parameters of the network in {CONFIG}: " + "; ".join(faults))
+    return tensors
+
+
+def _read_preprocess(path: Path) -> Preprocess:
+    document = _read_json(path)
+    expected = {"format": f"{FORMAT}-preprocess", "version": VERSION}
+    names = Preprocess().to_dict()
+    if any(document.get(key) != value for key, value in expected.items()) or set(document) != {*names, *expected}:
+        raise WeightsError(f"{path}: must hold {expected} and {', '.join(names)}, nothing else; it holds {document}")
+    try:
+        return Preprocess(**{name: document[name] for name in names})
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _check_digests(folder: Path, digests: Mapping[str, Any]) -> None:
+    for name in (WEIGHTS, PREPROCESS):
+        if digests.get(name) != _sha256(folder / name):
+            raise WeightsError(
+                f"{folder / name}: not the file that {CONFIG} was written with (its sha256 differs): damaged, edited, "
+                f"or from a save that was interrupted. Take another copy, or save the network again."
+            )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        needed = f"a network's folder holds {CONFIG}, {WEIGHTS} and {PREPROCESS}"
+        raise WeightsError(f"{path}: no such file; {needed}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path}: no JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise WeightsError(f"{path}: must be a JSON object")
+    return document
+
+
+def _member(document: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    if not isinstance(document.get(name), dict):
+        raise WeightsError(f"{path}: {name!r} must be an object")
+    return document[name]
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
