@@ -1,0 +1,130 @@
+"""`python -m dinox_train --config C.yaml [--config OVERLAY.yaml] [a.b=value ...]`: start a run, or go on with it.
+
+The same command on a run folder that holds checkpoints resumes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinox_io import LoaderError, LoaderStalled, ShardError
+from dinox_train.checkpoint import CheckpointError, newest_checkpoint, remove_leftovers
+from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
+from dinox_train.data import LeakError, open_dataset
+from dinox_train.learner import Learner, preprocess_of
+from dinox_train.platform import PrecisionError, choose_device, describe
+from dinox_train.run import RunFolder, RunFolderError, StopSignals, log, logging_to
+from dinox_train.trainer import Trainer
+
+EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_STALLED = 0, 1, 2, 5
+
+DESCRIPTION = """Pretrain a vision transformer on CT shards.
+
+Start a run, or go on with it: the same command on a run folder that holds checkpoints resumes the run, bit for bit on
+CPU. Later --config files overlay earlier ones (a hardware overlay, say), and a.b=value overlays both."""
+
+EXAMPLES = """examples:
+  python -m dinox_train --config configs/demo.yaml data.shards=fake          try this machine without any data
+  python -m dinox_train --config configs/vit_s.yaml --config configs/hardware/rtx_4090.yaml data.shards=/data/shards
+
+exit codes: 0 done · 1 error · 2 usage or a refused configuration · 4 stopped by the health guard · 5 the loader
+stalled · 143 / 130 after a checkpoint on SIGTERM / SIGINT"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dinox_train",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="FILE", help="a YAML file, e.g. configs/vit_s.yaml"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="a single setting, e.g. train.updates=2000")
+    options = parser.parse_args(arguments)
+    try:
+        return run(load_config(options.config, options.overrides))
+    except (ConfigError, LeakError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except LoaderStalled as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_STALLED
+    except (CheckpointError, LoaderError, MemoryError, OSError, PrecisionError, RunFolderError, ShardError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def run(config: Config) -> int:
+    """Start or resume the run that `config` describes; return the exit code."""
+    folder = RunFolder(Path(config.run.folder))
+    with StopSignals() as stop, folder.locked():
+        remove_leftovers(folder.checkpoints)
+        checkpoint, damage = newest_checkpoint(folder.checkpoints)
+        config = settled(config, validate(checkpoint.state["config"]) if checkpoint else None)
+        if checkpoint and checkpoint.update >= config.train.updates:
+            print(f"{folder.path}: done already, {checkpoint.update} updates (train.updates={config.train.updates}).")
+            return EXIT_DONE
+        try:
+            device = choose_device(config.device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        with logging_to(folder.path, config.train.updates) as progress:
+            for message in damage:
+                log.warning("a damaged checkpoint was set aside: %s", message)
+            digest = checkpoint.state["shards_digest"] if checkpoint else None
+            dataset = open_dataset(config.data, folder.path, digest, log.info)
+            log.info("%s", dataset.sides_in_words)
+            learner = Learner(config, preprocess_of(config, dataset.hu_histogram), device)
+            trainer = Trainer(learner, dataset, folder, device)
+            if checkpoint:
+                trainer.resume(checkpoint)
+            elif config.run.init_from:
+                start_from(learner, Path(config.run.init_from))
+            folder.write_text("config.yaml", to_yaml(config))
+            folder.write_json("env.json", describe(device) | {"shards_digest": dataset.shards.digest})
+            return trainer.train(stop, progress)
+
+
+def start_from(learner: Learner, folder: Path) -> None:
+    """Begin a new run with the weights in `folder`. Raises ConfigError where there are none that fit."""
+    try:
+        learner.start_from(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"run.init_from: {error}") from None
+
+
+def settled(config: Config, previous: Config | None) -> Config:
+    """`config` with the length of its schedules filled in; refused where it changes the mathematics of `previous`.
+
+    Raises ConfigError with the difference.
+    """
+    length = config.schedule.updates
+    if length is None:
+        length = previous.schedule.updates if previous else config.train.updates
+    config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"updates": length})})
+    if previous is None:
+        return config
+    if config.run.init_from != previous.run.init_from and config.run.init_from is not None:
+        raise ConfigError(
+            f"run.init_from: {config.run.folder} holds checkpoints of a run that began otherwise; weights start a "
+            "new run, "
+            "so give another run.folder."
+        )
+    changed = difference(previous, config)
+    if changed:
+        raise ConfigError(
+            f"{config.run.folder} holds checkpoints of a run with other mathematics:\n  "
+            + "\n  ".join(changed)
+            + "\nUndo the change to resume, or give another run.folder (and run.init_from to start from these weights)."
+        )
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Checkpoints: whole or absent, verified by hash, never a pickle.
+
+    checkpoints/step-00000040/          40 updates are done
+        config.json  model.safetensors  preprocess.json      the teacher's network, as `dinox_model.save` writes it
+        train/state.json                counters, loader position, resolved configuration, digest of the shard set
+        train/NAME.safetensors          student, heads, optimizer state
+        MANIFEST.json                   size and sha256 of every file above, and of itself
+
+A checkpoint is written into a hidden temporary folder, synced, and renamed: a folder of the final name is complete.
+What is found damaged all the same (a flipped bit, a lost file) is set aside as `step-XXXXXXXX.damaged`, and the one
+before it used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import dinox_model
+from dinox_io.atomic import replace_folder
+from dinox_model import VisionTransformer
+
+FORMAT = "dinox-checkpoint"
+VERSION = 1
+MANIFEST = "MANIFEST.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: which, why, what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk: its folder, the number of updates done, and train/state.json."""
+
+    folder: Path
+    update: int
+    state: dict[str, Any]
+
+    def tensors(self, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """The tensors of train/NAME.safetensors, or of `model` at the top."""
+        file = self.folder / ("model.safetensors" if name == "model" else f"train/{name}.safetensors")
+        return load_file(file, device=str(device))
+
+
+def checkpoint_folder(root: Path, update: int) -> Path:
+    """Where the checkpoint after `update` updates lies under `root` (RUN/checkpoints)."""
+    return root / f"step-{update:08d}"
+
+
+def save_checkpoint(
+    root: Path,
+    update: int,
+    *,
+    teacher: VisionTransformer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint and return its folder.
+
+    `tensors`: file name (without ending) to named tensors; `state`: JSON values. On an error (a full disk, say)
+    nothing of it stays and earlier checkpoints are untouched. Raises OSError, and CheckpointError where that
+    checkpoint exists already.
+    """
+    final = checkpoint_folder(root, update)
+    if final.exists():
+        raise CheckpointError(f"{final}: exists already; a checkpoint is never overwritten.")
+    temporary = root / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        (temporary / "train").mkdir(parents=True)
+        dinox_model.save(teacher, temporary)
+        for name, named in tensors.items():
+            # safetensors refuses views that share memory; a checkpoint must not depend on how tensors lie in it.
+            separate = {key: value.detach().to("cpu").contiguous() for key, value in named.items()}
+            save_file(separate, temporary / "train" / f"{name}.safetensors")
+        (temporary / "train" / "state.json").write_bytes(_json({"format": FORMAT, "version": VERSION, **state}))
+        (temporary / MANIFEST).write_bytes(_json(_manifest(temporary)))
+        replace_folder(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Folders under `root` with a checkpoint's name, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Verify every byte of a checkpoint and read its state. Raises CheckpointError that names what is wrong."""
+    manifest = _read_manifest(folder)
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing.")
+        if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"{folder}: {name} is not what was written (size or sha256 differs).")
+    state = json.loads((folder / "train" / "state.json").read_bytes())
+    if state.get("format") != FORMAT or state.get("version") != VERSION:
+        raise CheckpointError(
+            f"{folder}: has format {state.get('format')!r} version {state.get('version')!r}; this program reads "
+            f"{FORMAT!r} "
+            f"version {VERSION}. Use the release of DINOX that wrote it."
+        )
+    return Checkpoint(folder, int(state["update"]), state)
+
+
+def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint under `root` that is whole, and a message for each newer one that is not (those are set
+    aside).
+
+    Raises CheckpointError where checkpoints exist and none is whole: starting afresh would silently throw a run away.
+    """
+    damage: list[str] = []
+    for folder in reversed(list_checkpoints(root)):
+        try:
+            return open_checkpoint(folder), damage
+        except CheckpointError as error:
+            damage.append(str(error))
+            set_aside(folder)
+    if damage:
+        raise CheckpointError(
+            "no checkpoint is whole:\n" + "\n".join(damage) + "\nRestore one from a copy, or start another run folder."
+        )
+    return None, damage
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint so that it is neither resumed from nor in the way, and stays as evidence."""
+    number = 0
+    while (target := folder.with_name(f"{folder.name}.damaged" + (f"-{number}" if number else ""))).exists():
+        number += 1
+    return folder.rename(target)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove temporary folders that a killed run left behind."""
+    for path in root.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def rotate(root: Path, *, keep_last: int, keep_every: int | None) -> list[Path]:
+    """Delete old checkpoints and return what was deleted: all but the last `keep_last` and every `keep_every`-th
+    update's.
+
+    The newest by number of updates is never deleted (`keep_last` is at least 1).
+    """
+    folders = list_checkpoints(root)
+    old = folders[: -max(keep_last, 1)]
+    gone = [folder for folder in old if not (keep_every and int(folder.name[5:]) % keep_every == 0)]
+    for folder in gone:
+        # Renamed first: a deletion that is cut short must not leave a damaged folder of a checkpoint's name.
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.tmp")))
+    return gone
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Sequence[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The optimizer's state as `KIND.PARAMETER` tensors (exp_avg, exp_avg_sq, step); empty before the first update."""
+    return {
+        f"{kind}.{name}": value
+        for name, parameter in named
+        for kind, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, named: Sequence[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put the tensors of `optimizer_tensors` back. Raises CheckpointError where names do not fit the parameters."""
+    known = {name for name, _ in named}
+    foreign = sorted(key for key in tensors if key.partition(".")[2] not in known)
+    if foreign:
+        raise CheckpointError(f"optimizer state for parameters that this model has not: {', '.join(foreign[:5])}")
+    for name, parameter in named:
+        kinds = {key.partition(".")[0]: value for key, value in tensors.items() if key.partition(".")[2] == name}
+        if kinds:
+            optimizer.state[parameter] = {kind: value.to(parameter.device).clone() for kind, value in kinds.items()}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    body = {"format": FORMAT, "version": VERSION, "files": files}
+    return {**body, "self": hashlib.sha256(_json(body)).hexdigest()}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        body = {key: value for key, value in manifest.items() if key != "self"}
+        whole = hashlib.sha256(_json(body)).hexdigest() == manifest["self"]
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} is missing or unreadable ({type(error).__name__}).") from None
+    if not whole:
+        raise CheckpointError(f"{folder}: {MANIFEST} was changed after it was written.")
+    return manifest
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,96 @@
+"""What a run trains and validates on: a shard set (or a made-up one), and which of its sides serve as what."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dinox_io import ShardSet, VolumeRecord, open_shards
+from dinox_io.manifest import dense_histogram
+from dinox_train.config import ConfigError, DataSection
+from dinox_train.fake import write_fake_set
+
+
+class LeakError(ValueError):
+    """A patient or a volume stands on both sides of what a run trains and validates on."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An open shard set and the sides a run uses.
+
+    train_side: "train", or None for all volumes; val_side: "val", or None where there is nothing to validate on.
+    """
+
+    shards: ShardSet
+    train_side: str | None
+    val_side: str | None
+
+    @property
+    def hu_histogram(self) -> np.ndarray:
+        """int64 (4096,): voxels of the whole set in bins of 16 HU from -32768."""
+        return dense_histogram(self.shards.manifest["hu_histogram"])
+
+    @property
+    def sides_in_words(self) -> str:
+        counts = {side: sum(volume.split == side for volume in self.shards.volumes) for side in ("train", "val")}
+        if self.val_side:
+            return f"{counts['train']} volumes to train on, {counts['val']} of other patients to validate on"
+        return (
+            f"all {len(self.shards.volumes)} volumes to train on and nothing to validate on, since one side of the "
+            "split is "
+            f"empty (train {counts['train']}, val {counts['val']}): loss_val, knn_z and knn_label stay null"
+        )
+
+
+def open_dataset(data: DataSection, run_folder: Path, digest: str | None, say: Callable[[str], None]) -> Dataset:
+    """Open what `data.shards` names. `digest`: the manifest a resumed run began with; None for a new run.
+
+    Raises ShardError for a damaged set, ConfigError where the set is another one than the run began with, LeakError.
+    """
+    folder = write_fake_set(run_folder / "fake-shards") if data.shards == "fake" else Path(data.shards)
+    shards = open_shards(folder, edge=data.edge)
+    if digest not in (None, shards.digest):
+        shards = _as_the_run_began(shards, folder, data, digest, say)
+    sides = {volume.split for volume in shards.volumes}
+    whole = {"train", "val"} <= sides
+    if whole:
+        refuse_leaks(shards.volumes)
+    return Dataset(shards, "train" if whole else None, "val" if whole else None)
+
+
+def _as_the_run_began(
+    shards: ShardSet, folder: Path, data: DataSection, digest: str | None, say: Callable[[str], None]
+) -> ShardSet:
+    earlier = folder / "manifests" / f"{digest}.json"
+    if not earlier.is_file():
+        raise ConfigError(
+            f"data.shards: {folder} has the digest {shards.digest[:16]}…, and the run began with "
+            f"{str(digest)[:16]}…, of which "
+            "it knows nothing: it is another set, or was written anew. Give the set of the run, or start another "
+            "run.folder."
+        )
+    newer = shards.digest
+    shards.close()
+    say(f"the shard set has grown since the run began ({newer[:16]}…); this run goes on with its own volumes")
+    return open_shards(earlier, edge=data.edge)
+
+
+def refuse_leaks(volumes: Sequence[VolumeRecord]) -> None:
+    """Raise LeakError where a patient or a digest stands both in train and in val, naming the pair."""
+    for what in ("patient", "digest"):
+        seen: dict[str, dict[str, str]] = defaultdict(dict)
+        for volume in volumes:
+            if volume.split in ("train", "val"):
+                seen[getattr(volume, what)][volume.split] = volume.id
+        for value, ids in seen.items():
+            if len(ids) == 2:
+                raise LeakError(
+                    f"leak: {what} {value} stands in train (volume {ids['train']}) and in val (volume {ids['val']}): "
+                    "figures "
+                    "on the validation side would flatter. Pack the set anew from its sources."
+                )

@@ -1,0 +1,150 @@
+"""What a run looks at between updates: the loss on patients it never trains on, and how well its features tell how high
+a slice lies in its volume.
+
+The same windows and the same views every time, so that figures of different updates compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dinox_io.hounsfield import AIR_HU
+from dinox_train.data import Dataset
+from dinox_train.learner import Learner
+from dinox_train.nearest import height_r2
+from dinox_train.objectives.sinkhorn import sinkhorn
+from dinox_train.pictures import save_patch_pca
+from dinox_train.platform import autocast
+from dinox_train.step import ViewBatch, split_rows, student_loss, teacher_outputs
+from dinox_train.views import draw_views, render_views, render_whole_slices
+
+# Views of an evaluation are drawn at a position that no training batch reaches.
+EVALUATION_POSITION = 2**62
+CHUNK = 32
+PICTURE_SLICES = 3
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one evaluation; None where the set has no validation side."""
+
+    loss_val: float | None
+    knn_z: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some windows of a side: int16 HU (b, depth, Y, X) on the device; the rest on the host, one row a window."""
+
+    images: Tensor
+    sizes: np.ndarray
+    spacing_mm: np.ndarray
+    rows: np.ndarray
+    heights: np.ndarray
+    """Height of the middle slice in its volume, 0 to 1."""
+
+
+class Evaluator:
+    """Evaluates a learner on fixed windows, evenly spread over a side's volumes and their slices."""
+
+    def __init__(self, dataset: Dataset, learner: Learner, device: torch.device) -> None:
+        self._dataset = dataset
+        self._learner = learner
+        self._config = learner.config
+        self._device = device
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation:
+        """loss_val at the final teacher temperature, and knn_z of the teacher's CLS features of whole slices."""
+        if self._dataset.val_side is None:
+            return Evaluation(None, None)
+        views: list[ViewBatch] = []
+        sides: dict[str, tuple[Tensor, Tensor]] = {}
+        for side in ("train", "val"):
+            features, heights = [], []
+            for sample in self._spread(side, self._config.evaluate.windows):
+                features.append(self._features(sample))
+                heights.append(torch.from_numpy(sample.heights))
+                if side == "val":
+                    views.append(self._view_batch(sample))
+            sides[side] = torch.cat(features).cpu(), torch.cat(heights)
+        (known, known_heights), (asked, heights_asked) = sides["train"], sides["val"]
+        knn_z = height_r2(known, known_heights, asked, heights_asked, self._config.evaluate.neighbours)
+        return Evaluation(self._loss(views), knn_z)
+
+    @torch.no_grad()
+    def save_patch_picture(self, path: Path) -> None:
+        """Slices of patients that the run does not train on (where it has such), beside their patch features."""
+        side = self._dataset.val_side or self._dataset.train_side
+        size = 2 * self._learner.views.global_size
+        for sample in self._spread(side, PICTURE_SLICES):
+            whole = self._whole_slices(sample, size)
+            preprocess = self._learner.preprocess
+            gray = (whole[:, whole.shape[1] // 2] * preprocess.std + preprocess.mean).cpu().numpy()
+            found = self._learner.teacher.backbone(whole)
+            grids = [found.grid] * len(gray)
+            held_out = self._dataset.val_side is not None
+            save_patch_pca(path, gray, found.patches.float().cpu().numpy(), grids, held_out=held_out)
+
+    def _loss(self, batches: list[ViewBatch]) -> float:
+        learner = self._learner
+        _, logits = teacher_outputs(learner.teacher, batches, learner.settings.precision)
+        targets = sinkhorn(logits, self._config.objective.teacher_temperature, learner.settings.sinkhorn_iterations)
+        total = sum(batch.num_images for batch in batches)
+        parts = [
+            student_loss(learner.student, batch, rows, learner.settings, total_images=total)
+            for batch, rows in zip(batches, split_rows(targets, batches), strict=True)
+        ]
+        return float(torch.stack(parts).sum())
+
+    def _view_batch(self, sample: Sample) -> ViewBatch:
+        views, preprocess = self._learner.views, self._learner.preprocess
+        plan = draw_views(
+            views,
+            seed=self._config.seed,
+            position=EVALUATION_POSITION,
+            rows=sample.rows,
+            sizes=sample.sizes,
+            spacing_mm=sample.spacing_mm,
+        )
+        return ViewBatch(*render_views(sample.images, plan, views, preprocess.mean, preprocess.std))
+
+    def _features(self, sample: Sample) -> Tensor:
+        whole = self._whole_slices(sample, self._learner.views.global_size)
+        with autocast(self._device, self._config.precision):
+            return self._learner.teacher.backbone(whole).cls.float()
+
+    def _whole_slices(self, sample: Sample, size: int) -> Tensor:
+        return render_whole_slices(sample.images, sample.sizes, size, self._learner.preprocess)
+
+    def _spread(self, side: str | None, count: int) -> Iterator[Sample]:
+        """`count` windows of a side (all, where it has fewer), from the middle of equal stretches of its windows."""
+        data, shards = self._config.data, self._dataset.shards
+        table = shards.window_table(shards.volumes_of(side), data.depth, data.step)
+        count = min(count, table.num_windows)
+        volumes, centers = table.locate((2 * np.arange(count) + 1) * table.num_windows // (2 * count))
+        for first in range(0, count, CHUNK):
+            part = slice(first, min(first + CHUNK, count))
+            yield self._read(volumes[part], centers[part], np.arange(part.start, part.stop))
+
+    def _read(self, volumes: np.ndarray, centers: np.ndarray, rows: np.ndarray) -> Sample:
+        data, shards = self._config.data, self._dataset.shards
+        sizes = shards.size_of(volumes)
+        images = np.full((len(rows), data.depth, *sizes.max(axis=0)), AIR_HU, dtype=np.int16)
+        for image, volume, center in zip(images, volumes, centers, strict=True):
+            window = shards.read_window(int(volume), int(center), data.depth, data.step)
+            image[:, : window.shape[1], : window.shape[2]] = window
+        last = np.array([shards.volumes[volume].shape[0] - 1 for volume in volumes])
+        return Sample(
+            images=torch.from_numpy(images).to(self._device),
+            sizes=sizes,
+            spacing_mm=shards.spacing_of(volumes),
+            rows=rows,
+            heights=centers / np.maximum(last, 1),
+        )

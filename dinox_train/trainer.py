@@ -1,0 +1,317 @@
+"""The training loop, and what a run does around it: wait, views, update, figures, evaluate, save, stop.
+
+Everything random is a pure function of (seed, position, row, view), so a run's state is its tensors and a few
+integers: a resumed run equals the uninterrupted one bit for bit on CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from rich.progress import Progress
+
+from dinox_io import Batch, Loader, ShardError
+from dinox_train.checkpoint import Checkpoint, rotate, save_checkpoint
+from dinox_train.config import ConfigError
+from dinox_train.data import Dataset
+from dinox_train.evaluate import Evaluator
+from dinox_train.feed import to_device
+from dinox_train.learner import Learner, Values
+from dinox_train.metrics import LineFile
+from dinox_train.pictures import save_views_picture
+from dinox_train.platform import asserted_precision
+from dinox_train.report import write_report
+from dinox_train.run import RunFolder, StopSignals, log
+from dinox_train.step import NUM_GLOBAL, StepResult, ViewBatch
+from dinox_train.views import ViewPlan, draw_views, render_views
+
+EXIT_DONE, EXIT_ERROR, EXIT_HEALTH = 0, 1, 4
+_ENDINGS = {EXIT_DONE: "done", EXIT_ERROR: "by damaged data", EXIT_HEALTH: "by the health guard"}
+
+
+@dataclass
+class Drawn:
+    """The views of one global batch, and which windows they come from (an array for each micro-batch)."""
+
+    micro_batches: list[ViewBatch] = field(default_factory=list)
+    volumes: list[np.ndarray] = field(default_factory=list)
+    centers: list[np.ndarray] = field(default_factory=list)
+    epoch: int = 0
+
+
+@dataclass
+class Pending:
+    """An update whose figures are still on the device."""
+
+    line: dict[str, Any]
+    result: StepResult
+    drawn: Drawn
+
+
+class Trainer:
+    """One process's part in a run, from the first update it does to the last."""
+
+    def __init__(self, learner: Learner, dataset: Dataset, folder: RunFolder, device: torch.device) -> None:
+        self.learner, self.dataset, self.folder, self.device = learner, dataset, folder, device
+        self.config = learner.config
+        self.evaluator = Evaluator(dataset, learner, device)
+        self.update = 0
+        self.saved: int | None = None
+        self.masked_in_a_row = 0
+        self.pending: Pending | None = None
+        self.precision_seen = False
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Be where the checkpoint was."""
+        self.learner.restore(checkpoint)
+        self.masked_in_a_row = checkpoint.state["masked_in_a_row"]
+        self.update = self.saved = checkpoint.update
+
+    def train(self, stop: StopSignals, progress: Progress | None) -> int:
+        """Train to `train.updates`, a signal or a health stop; return the exit code. All end with a checkpoint."""
+        self.metrics = LineFile(self.folder.metrics, self.update)
+        self.events = LineFile(self.folder.events, self.update)
+        try:
+            self._event("started" if self.saved is None else "resumed", f"at update {self.update}")
+            try:
+                with self._loader() as loader:
+                    code = self._loop(loader, stop, progress)
+            except ShardError as error:
+                # What was learnt so far is sound: keep it, then say what is damaged.
+                log.error("%s", error)
+                code = EXIT_ERROR
+            self.save()
+            self._event("ended", _ENDINGS.get(code, f"by signal {stop.received}") + f" after update {self.update}")
+            write_report(self.folder.path)
+            return code
+        finally:
+            self.metrics.close()
+            self.events.close()
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment, unless it is there already. Raises OSError (a full disk, say)."""
+        self._flush()
+        if self.saved == self.update:
+            return
+        # Lines first: what the checkpoint says was done must not be missing from them after a power loss.
+        self.metrics.sync()
+        self.events.sync()
+        state = {
+            "update": self.update,
+            "position": self.update,
+            "masked_in_a_row": self.masked_in_a_row,
+            "config": self.config.model_dump(mode="json"),
+            "shards_digest": self.dataset.shards.digest,
+            **self.learner.state(),
+        }
+        teacher = self.learner.teacher.backbone
+        save_checkpoint(
+            self.folder.checkpoints, self.update, teacher=teacher, tensors=self.learner.tensors(), state=state
+        )
+        self.saved = self.update
+        keep = self.config.checkpoint
+        rotate(self.folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
+
+    def _loop(self, loader: Loader, stop: StopSignals, progress: Progress | None) -> int:
+        config, total = self.config, self.config.train.updates
+        batches, counters, mark = iter(loader), loader.counters, time.perf_counter()
+
+        while self.update < total:
+            if stop.received is not None:
+                return stop.exit_code
+            # --- the next global batch: wait, move, make views
+            wait_s, drawn = self._draw(batches)
+
+            # --- one optimizer update; the figures of the one before are on the host by now
+            result, values = self._step(drawn)
+            self._flush()
+
+            # --- its line
+            self.update += 1
+            seconds, mark = time.perf_counter() - mark, time.perf_counter()
+            before, counters = counters, loader.counters
+            line = self._line(drawn, asdict(values), wait_s, seconds)
+            line |= {name: counters[name] - before[name] for name in ("read_bytes", "decoded_bytes")}
+            self.pending = Pending(line, result, drawn)
+
+            # --- around it
+            evaluates = self.update % config.evaluate.every == 0 or self.update == total
+            saves = self.update % config.checkpoint.every == 0
+            if evaluates:
+                line |= self._evaluate()
+            if self.device.type == "cpu" or evaluates or saves:
+                self._flush()
+            if saves:
+                self._save_and_go_on()
+            if evaluates or saves:
+                write_report(self.folder.path)
+                mark = time.perf_counter()
+            self.folder.beat(self.update)
+            if progress:
+                progress.update(progress.tasks[0].id, completed=self.update)
+            if self.masked_in_a_row >= config.health.max_masked_updates:
+                self._event("stopped", f"{self.masked_in_a_row} updates in a row had a non-finite loss or gradient")
+                log.error("health: stopped. Lower optimizer.learning_rate or look at RUN/masked_batches/.")
+                return EXIT_HEALTH
+        return EXIT_DONE
+
+    def _loader(self) -> Loader:
+        data, train = self.config.data, self.config.train
+        try:
+            return Loader(
+                self.dataset.shards,
+                batch_size=train.batch_size,
+                depth=data.depth,
+                step=data.step,
+                seed=self.config.seed,
+                split=self.dataset.train_side,
+                position=self.update,
+                parts=train.accumulation,
+                threads=data.threads,
+                prefetch_bytes=data.prefetch_mib * 2**20,
+                timeout_s=data.timeout_s,
+            )
+        except ValueError as error:
+            raise ConfigError(f"data, train: {error}") from None
+
+    def _draw(self, batches: Iterator[Batch]) -> tuple[float, Drawn]:
+        """Seconds waited for data, and the views of the next global batch."""
+        wait_s, drawn = 0.0, Drawn()
+        for _ in range(self.config.train.accumulation):
+            begin = time.perf_counter()
+            batch = next(batches)
+            wait_s += time.perf_counter() - begin
+            images = to_device(batch, self.device)
+            plan = draw_views(
+                self.learner.views,
+                seed=self.config.seed,
+                position=batch.position,
+                rows=batch.rows,
+                sizes=batch.sizes,
+                spacing_mm=batch.spacing_mm,
+            )
+            preprocess = self.learner.preprocess
+            views = ViewBatch(*render_views(images, plan, self.learner.views, preprocess.mean, preprocess.std))
+            if self.update == 0 and not drawn.micro_batches:
+                self._picture_of(views, plan)
+            drawn.micro_batches.append(views)
+            drawn.volumes.append(batch.volume.copy())
+            drawn.centers.append(batch.center.copy())
+            drawn.epoch = int(batch.epoch[-1])
+        return wait_s, drawn
+
+    def _step(self, drawn: Drawn) -> tuple[StepResult, Values]:
+        update = self.update + 1
+        if self.precision_seen:
+            return self.learner.step(drawn.micro_batches, update)
+        with asserted_precision(self.learner.student.backbone, self.config.precision) as seen:
+            outcome = self.learner.step(drawn.micro_batches, update)
+        self.precision_seen = True
+        log.info("precision: %s asserted on %d matrix products of the first update", self.config.precision, len(seen))
+        return outcome
+
+    def _line(self, drawn: Drawn, values: dict[str, float], wait_s: float, seconds: float) -> dict[str, Any]:
+        images = self.update * self.config.train.batch_size
+        views_per_image = NUM_GLOBAL + self.config.views.num_local
+        return {
+            "update": self.update,
+            "applied": True,
+            "images": images,
+            "views": images * views_per_image,
+            "tokens": images * self.learner.tokens_per_image,
+            "epoch": drawn.epoch,
+            "loss": None,
+            "loss_dino": None,
+            "loss_ibot": None,
+            "loss_koleo": None,
+            "loss_gram": None,
+            "lr": values.pop("learning_rate"),
+            **values,
+            "images_per_s": self.config.train.batch_size / seconds,
+            "data_wait_fraction": min(wait_s / seconds, 1.0),
+            "memory_bytes": memory_bytes(self.device),
+            "loss_val": None,
+            "knn_z": None,
+            "knn_label": None,
+        }
+
+    def _flush(self) -> None:
+        """Write the line of the last update: this is where the host waits for the device."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        line, figures = pending.line, pending.result.to_host()
+        line |= figures
+        line["loss_dino"] = line["loss"]
+        line["applied"] = figures["applied"] == 1.0
+        self.metrics.write(line)
+        if line["applied"]:
+            self.masked_in_a_row = 0
+        else:
+            self.masked_in_a_row += 1
+            self._keep_masked(line, pending.drawn)
+        if line["update"] % self.config.log.every == 0 or line["update"] in (1, self.config.train.updates):
+            log.info("%s", in_words(line, self.config.train.updates))
+
+    def _keep_masked(self, line: dict[str, Any], drawn: Drawn) -> None:
+        """Save which windows an update that was not applied saw, and their statistics."""
+        views = [batch.global_views for batch in drawn.micro_batches]
+        record = {
+            "update": line["update"],
+            "loss": str(line["loss"]),
+            "grad_norm": str(line["grad_norm"]),
+            "volumes": [self.dataset.shards.volumes[index].id for part in drawn.volumes for index in part],
+            "centers": [int(center) for part in drawn.centers for center in part],
+            "view_mean": [str(float(part.mean())) for part in views],
+            "view_min_max": [[str(float(part.min())), str(float(part.max()))] for part in views],
+        }
+        self.folder.write_json(f"masked_batches/update-{line['update']:08d}.json", record)
+        self._event("masked", f"update {line['update']} had a non-finite loss or gradient and was not applied")
+
+    def _evaluate(self) -> dict[str, float | None]:
+        found = self.evaluator.evaluate()
+        self.evaluator.save_patch_picture(self.folder.pictures / "patch_features.png")
+        if found.loss_val is not None:
+            log.info("evaluation at update %d: loss_val %.4f, knn_z %s", self.update, found.loss_val, found.knn_z)
+        return asdict(found)
+
+    def _save_and_go_on(self) -> None:
+        try:
+            self.save()
+        except OSError as error:
+            self._event("not saved", f"the checkpoint of update {self.update} failed: {error.strerror or error}")
+            log.error(
+                "checkpoint of update %d FAILED (%s); earlier ones are intact, training goes on", self.update, error
+            )
+
+    def _picture_of(self, views: ViewBatch, plan: ViewPlan) -> None:
+        preprocess = self.learner.preprocess
+        save_views_picture(self.folder.pictures / "views.png", views, plan, preprocess.mean, preprocess.std)
+
+    def _event(self, event: str, text: str) -> None:
+        self.events.write({"update": self.update, "event": event, "text": text})
+        log.info("%s %s", event, text)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory of the device's allocator, or this process's resident memory on CPU, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def in_words(line: dict[str, Any], total: int) -> str:
+    """One line for people: waiting for data first, since that is what is usually wrong."""
+    loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
+    return (
+        f"update {line['update']}/{total}  data wait {line['data_wait_fraction']:.1%}  {line['images_per_s']:.1f} "
+        "images/s  "
+        f"loss {loss}  grad norm {line['grad_norm']:.2f}  lr {line['lr']:.2e}  "
+        f"teacher entropy {line['teacher_entropy']:.2f}  memory {line['memory_bytes'] / 2**30:.1f} GiB"
+    )

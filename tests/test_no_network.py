@@ -1,0 +1,43 @@
+"""Nothing opens a network connection by itself: the whole way from phantom to report with sockets forbidden."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+FORBID = """
+import socket
+
+def refuse(*arguments, **named):
+    raise AssertionError("a socket was asked for: " + repr((arguments, named)))
+
+class Refused(socket.socket):
+    # multiprocessing and asyncio may name the class; nobody may connect, bind or send with it.
+    connect = connect_ex = bind = sendto = refuse
+
+socket.socket = Refused
+socket.create_connection = socket.getaddrinfo = socket.gethostbyname = refuse
+"""
+
+
+def test_the_whole_way_with_sockets_forbidden(tmp_path: Path, repository: Path) -> None:
+    # sitecustomize is imported by every Python process that has it on its path: workers are held to it as well.
+    (tmp_path / "forbid").mkdir()
+    (tmp_path / "forbid/sitecustomize.py").write_text(FORBID)
+    environment = {"PYTHONPATH": f"{tmp_path / 'forbid'}:{repository}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+
+    def run(*arguments: str, codes: tuple[int, ...] = (0,)) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=250)
+        assert done.returncode in codes, done.stdout + done.stderr
+        return done.stdout
+
+    run("-c", "import socket; assert socket.socket.__name__ == 'Refused'")
+    phantom, shards, folder = tmp_path / "phantom", tmp_path / "shards", tmp_path / "run"
+    run("tools/make_phantom.py", str(phantom), "--patients", "4", "--size", "64")
+    run("tools/pack_shards.py", str(phantom / "dicom"), "--output", str(shards), "--workers", "2", codes=(0, 3))
+    run("tools/verify_shards.py", str(shards))
+    settings = ["views.global_size=32", "views.local_size=16", "train.updates=2", "train.batch_size=4"]
+    run(
+        "-m", "dinox_train", "--config", "configs/demo.yaml", f"data.shards={shards}", f"run.folder={folder}", *settings
+    )
+    assert (folder / "report.html").is_file()

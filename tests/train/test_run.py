@@ -1,0 +1,239 @@
+"""A run from its command line: what it writes, how it resumes, what it refuses."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dinox_model
+from dinox_train import trainer as trainer_module
+from dinox_train.__main__ import main
+from dinox_train.metrics import read_lines
+
+Train = Callable[..., int]
+TIMES = {"images_per_s", "data_wait_fraction", "memory_bytes", "read_bytes", "decoded_bytes"}
+
+
+def lines(folder: Path) -> list[dict[str, object]]:
+    """The lines of a run without what depends on the clock and the machine."""
+    return [
+        {key: value for key, value in line.items() if key not in TIMES} for line in read_lines(folder / "metrics.jsonl")
+    ]
+
+
+def tensors(folder: Path, update: int) -> dict[str, torch.Tensor]:
+    checkpoint = folder / f"checkpoints/step-{update:08d}"
+    return {
+        f"{file.stem}/{name}": value
+        for file in sorted(checkpoint.rglob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
+
+
+def assert_same_run(first: Path, second: Path, update: int) -> None:
+    """Bit for bit: every line and every tensor of the last checkpoint."""
+    assert lines(first) == lines(second)
+    one, other = tensors(first, update), tensors(second, update)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, small_config: Path, small_set: Path) -> Path:
+    """A run of 9 updates that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["--config", str(small_config), f"data.shards={small_set}", f"run.folder={folder}"]) == 0
+    return folder
+
+
+def test_the_run_folder_holds_what_was_agreed(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.yaml", "env.json", "metrics.jsonl", "train.log", "heartbeat", "checkpoints", "report.html"} <= names
+    assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == ["step-00000006", "step-00000009"]
+    assert (whole / "heartbeat").read_text() == "9\n"
+    assert {path.name for path in (whole / "pictures").iterdir()} == {"views.png", "patch_features.png"}
+    assert "<html" in (whole / "report.html").read_text()
+
+
+def test_metrics_have_one_line_an_update_with_every_field(whole: Path) -> None:
+    found = read_lines(whole / "metrics.jsonl")
+    assert [line["update"] for line in found] == list(range(1, 10))
+    names = {
+        *("update", "applied", "images", "views", "tokens", "epoch", "lr", "grad_norm", "images_per_s"),
+        *("loss", "loss_dino", "loss_ibot", "loss_koleo", "loss_gram", "loss_val", "knn_z", "knn_label"),
+        *("data_wait_fraction", "read_bytes", "decoded_bytes", "memory_bytes"),
+        *("teacher_entropy", "prototype_use", "feature_std", "effective_rank"),
+    }
+    for line in found:
+        assert names <= line.keys()
+        assert line["images"] == 4 * line["update"]
+        assert line["views"] == 4 * 4 * line["update"]
+        assert line["tokens"] == line["images"] * (2 * (4 + 5) + 2 * (1 + 5))
+        assert (line["loss_val"] is not None) == (line["update"] in (4, 8, 9))
+        assert (line["knn_z"] is not None) == (line["update"] in (4, 8, 9))
+    assert found[-1]["decoded_bytes"] > 0
+
+
+def test_a_checkpoint_is_a_model_that_encodes(whole: Path) -> None:
+    model = dinox_model.load(whole / "checkpoints/step-00000009")
+    hu = torch.full((1, 3, 40, 48), -850, dtype=torch.int16)
+    features = dinox_model.encode(model, hu, torch.ones(1, 3))
+    assert features.cls.shape == (1, 192)
+    assert features.grid == (3, 3)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, train: Train, accumulation: int) -> None:
+    pieces = f"train.accumulation={accumulation}"
+    assert train(tmp_path / "straight", pieces) == 0
+    for updates in (2, 5, 9):
+        assert train(tmp_path / "resumed", pieces, f"train.updates={updates}", "evaluate.every=100") == 0
+    straight = [line | {"loss_val": None, "knn_z": None} for line in lines(tmp_path / "straight")]
+    resumed = [line | {"loss_val": None, "knn_z": None} for line in lines(tmp_path / "resumed")]
+    assert straight == resumed
+    one, other = tensors(tmp_path / "straight", 9), tensors(tmp_path / "resumed", 9)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_accumulation_changes_no_figure_beyond_rounding(tmp_path: Path, train: Train, whole: Path) -> None:
+    assert train(tmp_path / "pieces", "train.accumulation=4") == 0
+    for one, other in zip(lines(whole), lines(tmp_path / "pieces"), strict=True):
+        assert one["images"] == other["images"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
+
+
+def test_the_loss_goes_on_where_it_left_off_from_a_damaged_newest_checkpoint(
+    tmp_path: Path, train: Train, whole: Path
+) -> None:
+    folder = tmp_path / "run"
+    assert train(folder, "train.updates=6") == 0
+    file = folder / "checkpoints/step-00000006/train/student.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert train(folder) == 0
+    assert [line["loss"] for line in lines(folder)] == [line["loss"] for line in lines(whole)]
+    assert "step-00000006.damaged" in {path.name for path in (folder / "checkpoints").iterdir()}
+    assert "set aside" in (folder / "train.log").read_text()
+
+
+def test_a_run_that_is_done_changes_nothing(whole: Path, train: Train) -> None:
+    def state() -> dict[str, str]:
+        files = [path for path in whole.rglob("*") if path.is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = state()
+    assert train(whole) == 0
+    assert state() == before
+
+
+def test_a_change_to_the_mathematics_is_refused_with_the_difference(
+    whole: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(whole, "train.updates=12", "optimizer.learning_rate=0.1", "train.batch_size=8") == 2
+    message = capsys.readouterr().err
+    assert "optimizer.learning_rate: 0.001 -> 0.1" in message
+    assert "train.batch_size: 4 -> 8" in message
+    assert "run.init_from" in message
+
+
+def test_init_from_takes_weights_and_nothing_else(
+    whole: Path, tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = f"run.init_from={whole / 'checkpoints/step-00000009'}"
+    assert train(tmp_path / "new", start, "train.updates=1", "optimizer.learning_rate=1.0e-12") == 0
+    found = lines(tmp_path / "new")
+    assert [line["update"] for line in found] == [1]
+    old = dinox_model.load(whole / "checkpoints/step-00000009")
+    new = dinox_model.load(tmp_path / "new/checkpoints/step-00000001")
+    for one, other in zip(old.parameters(), new.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert train(whole, start, "train.updates=12") == 2
+    assert "another run.folder" in capsys.readouterr().err
+
+
+def test_the_resolved_config_is_in_the_run_and_reproduces_it(tmp_path: Path, whole: Path) -> None:
+    assert main(["--config", str(whole / "config.yaml"), f"run.folder={tmp_path / 'again'}"]) == 0
+    assert_same_run(whole, tmp_path / "again", 9)
+
+
+def test_fake_data_needs_no_shards(tmp_path: Path, small_config: Path) -> None:
+    arguments = ["--config", str(small_config), "data.shards=fake", f"run.folder={tmp_path}", "train.updates=1"]
+    assert main(arguments) == 0
+    assert len(lines(tmp_path)) == 1
+
+
+def test_bf16_runs_and_is_another_result(tmp_path: Path, train: Train, whole: Path) -> None:
+    assert train(tmp_path, "precision=bf16", "train.updates=1") == 0
+    assert "bf16 asserted" in (tmp_path / "train.log").read_text()
+    assert lines(tmp_path)[0]["loss"] != lines(whole)[0]["loss"]
+    assert lines(tmp_path)[0]["loss"] == pytest.approx(lines(whole)[0]["loss"], rel=0.05)
+    dtypes = {value.dtype for value in tensors(tmp_path, 1).values()}
+    assert dtypes == {torch.float32}
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
+    """Make the views of the given updates (global batches from 0) not a number."""
+    render = trainer_module.render_views
+
+    def poisoned(images: torch.Tensor, plan: object, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        global_views, local_views = render(images, plan, *rest)
+        poisoned.calls += 1
+        return (global_views * float("nan") if poisoned.calls in updates else global_views), local_views
+
+    poisoned.calls = 0
+    monkeypatch.setattr(trainer_module, "render_views", poisoned)
+
+
+def test_a_non_finite_update_is_masked_and_told(tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train(tmp_path, "train.updates=2", "checkpoint.every=1", "evaluate.every=100") == 0
+    poison(monkeypatch, {1})
+    assert train(tmp_path, "train.updates=3", "checkpoint.every=1", "evaluate.every=100", "checkpoint.keep_last=9") == 0
+    found = lines(tmp_path)
+    assert [line["applied"] for line in found] == [True, True, False]
+    assert found[2]["loss"] is None
+    before, after = tensors(tmp_path, 2), tensors(tmp_path, 3)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    record = json.loads((tmp_path / "masked_batches/update-00000003.json").read_text())
+    assert len(record["volumes"]) == len(record["centers"]) == 4
+
+
+def test_too_many_masked_updates_stop_the_run_with_code_4(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, set(range(3, 9)))
+    assert train(tmp_path, "health.max_masked_updates=3", "evaluate.every=100") == 4
+    assert [line["applied"] for line in lines(tmp_path)] == [True, True, False, False, False]
+    assert (tmp_path / "checkpoints/step-00000005").is_dir()
+
+
+def test_a_second_trainer_on_the_folder_is_refused(
+    tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dinox_train.run import RunFolder
+
+    with RunFolder(tmp_path).locked():
+        assert train(tmp_path) == 1
+    assert "another process trains" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["data.shards=nowhere"], "nowhere"),
+        (["train.batch_size=4000"], "216"),
+        (["device=cuda:7"], "device"),
+        (["train.updates=0"], "train.updates"),
+    ],
+)
+def test_what_cannot_run_is_an_error_in_words(
+    tmp_path: Path, train: Train, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    assert train(tmp_path / "run", *arguments) in (1, 2)
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert text in message
