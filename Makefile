@@ -1,0 +1,42 @@
+# `make` lists what there is. Each target works alone from a clean clone: it sets up .venv first where that is needed.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+SETUP := $(PYTHON) tools/setup_environment.py $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(WHEELS),--wheels "$(WHEELS)")
+
+.PHONY: help setup demo test check format faults wheels clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+
+setup:  ## .venv with everything [TORCH_INDEX=URL of torch builds] [WHEELS=folder, without a network] [PYTHON=python3.12]
+	@$(SETUP)
+
+.venv/.ready: pyproject.toml tools/setup_environment.py
+	@$(SETUP)
+
+demo: .venv/.ready  ## from DICOM to a report in minutes [DATA=folder of your own DICOM] [SHORT=1]
+	@$(RUN) tools/demo.py $(if $(DATA),--data "$(DATA)") $(if $(SHORT),--short)
+
+test: check  ## format, lint, types and tests; under 10 minutes on 2 cores
+	@$(RUN) -m pytest
+
+check: .venv/.ready  ## format, lint and types only
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m basedpyright --pythonpath $(RUN)
+
+format: .venv/.ready  ## rewrite the source in the house's format
+	@$(RUN) -m ruff format .
+	@$(RUN) -m ruff check --fix .
+
+faults: .venv/.ready  ## long campaigns: kills, damage, offline installs [FAULTS_MINUTES=15: skip what would begin later]
+	@FAULTS_MINUTES="$(FAULTS_MINUTES)" $(RUN) -m pytest -m fault -v
+
+wheels: .venv/.ready  ## collect in wheels/ an install for a machine without internet
+	@$(RUN) tools/collect_wheels.py
+
+clean:  ## remove .venv, build outputs and caches; demo/, runs/ and wheels/ stay
+	rm -rf .venv build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find dinox_io dinox_model dinox_train tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

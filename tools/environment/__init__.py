@@ -1,0 +1,1 @@
+"""What `tools/setup_environment.py` is made of. Standard library only: it runs before anything is installed."""
