@@ -77,9 +77,9 @@ class ViewsSection(Section):
     """Area of a global crop as a fraction of the slice's."""
     local_scale: Range = (0.05, 0.32)
     aspect: Range = (0.75, 4.0 / 3.0)
-    level_hu: Range = (-600.0, 100.0)
+    level_hu: Range = (-500.0, 0.0)
     """Centre of a view's intensity window, HU, drawn uniformly for each view."""
-    width_hu: Range = (400.0, 2000.0)
+    width_hu: Range = (800.0, 2000.0)
     """Width of a view's intensity window, HU, drawn log-uniformly for each view."""
     flip_probability: Fraction = 0.0
     """Left-right flips. 0 by default: the side of an organ is anatomy."""

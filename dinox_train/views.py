@@ -40,9 +40,9 @@ class ViewSettings:
     local_scale: Range = (0.05, 0.32)
     aspect: Range = (0.75, 4.0 / 3.0)
     """Width of a box over its height, in pixels, drawn log-uniformly from what fits into the slice at that area."""
-    level_hu: Range = (-600.0, 100.0)
+    level_hu: Range = (-500.0, 0.0)
     """Middle of a view's intensity window, drawn uniformly."""
-    width_hu: Range = (400.0, 2000.0)
+    width_hu: Range = (800.0, 2000.0)
     """Width of a view's intensity window, drawn log-uniformly."""
     flip_probability: float = 0.0
     """Of a left-right flip. 0 by default: the side of an organ is anatomy."""
