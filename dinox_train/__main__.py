@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinox_io import LoaderError, LoaderStalled, ShardError
+from dinox_io import ShardError
 from dinox_train.checkpoint import CheckpointError, newest_checkpoint, remove_leftovers
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
 from dinox_train.data import LeakError, open_dataset
@@ -19,7 +19,7 @@ from dinox_train.platform import PrecisionError, choose_device, describe
 from dinox_train.run import RunFolder, RunFolderError, StopSignals, log, logging_to
 from dinox_train.trainer import Trainer
 
-EXIT_DONE, EXIT_ERROR, EXIT_USAGE, EXIT_STALLED = 0, 1, 2, 5
+EXIT_DONE, EXIT_ERROR, EXIT_USAGE = 0, 1, 2
 
 DESCRIPTION = """Pretrain a vision transformer on CT shards.
 
@@ -52,10 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, LeakError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except LoaderStalled as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_STALLED
-    except (CheckpointError, LoaderError, MemoryError, OSError, PrecisionError, RunFolderError, ShardError) as error:
+    except (CheckpointError, MemoryError, OSError, PrecisionError, RunFolderError, ShardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
 

@@ -16,7 +16,7 @@ import psutil
 import torch
 from rich.progress import Progress
 
-from dinox_io import Batch, Loader, ShardError
+from dinox_io import Batch, Loader, LoaderError, LoaderStalled, ShardError
 from dinox_train.checkpoint import Checkpoint, rotate, save_checkpoint
 from dinox_train.config import ConfigError
 from dinox_train.data import Dataset
@@ -31,8 +31,13 @@ from dinox_train.run import RunFolder, StopSignals, log
 from dinox_train.step import NUM_GLOBAL, StepResult, ViewBatch
 from dinox_train.views import ViewPlan, draw_views, render_views
 
-EXIT_DONE, EXIT_ERROR, EXIT_HEALTH = 0, 1, 4
-_ENDINGS = {EXIT_DONE: "done", EXIT_ERROR: "by damaged data", EXIT_HEALTH: "by the health guard"}
+EXIT_DONE, EXIT_ERROR, EXIT_HEALTH, EXIT_STALLED = 0, 1, 4, 5
+_ENDINGS = {
+    EXIT_DONE: "done",
+    EXIT_ERROR: "by an error of the data",
+    EXIT_HEALTH: "by the health guard",
+    EXIT_STALLED: "by a loader that stalled",
+}
 
 
 @dataclass
@@ -82,10 +87,10 @@ class Trainer:
             try:
                 with self._loader() as loader:
                     code = self._loop(loader, stop, progress)
-            except ShardError as error:
-                # What was learnt so far is sound: keep it, then say what is damaged.
+            except (ShardError, LoaderError) as error:
+                # What was learnt so far is sound: keep it, then say what is damaged or hangs.
                 log.error("%s", error)
-                code = EXIT_ERROR
+                code = EXIT_STALLED if isinstance(error, LoaderStalled) else EXIT_ERROR
             self.save()
             self._event("ended", _ENDINGS.get(code, f"by signal {stop.received}") + f" after update {self.update}")
             write_report(self.folder.path)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import dinox_model
+from dinox_io import Batch, Loader, LoaderStalled, open_shards
 from dinox_train import trainer as trainer_module
 from dinox_train.__main__ import main
 from dinox_train.metrics import read_lines
@@ -237,3 +240,50 @@ def test_what_cannot_run_is_an_error_in_words(
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert text in message
+
+
+def test_a_loader_that_stalls_ends_the_run_with_code_5_and_a_checkpoint(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = trainer_module.Loader.__next__
+
+    def stalls(self: Loader) -> Batch:
+        if self.position >= 2:
+            raise LoaderStalled("no batch came in 300 s")
+        return take(self)
+
+    monkeypatch.setattr(trainer_module.Loader, "__next__", stalls)
+    assert train(tmp_path) == 5
+    assert [line["update"] for line in lines(tmp_path)] == [1, 2]
+    assert (tmp_path / "checkpoints/step-00000002").is_dir()
+    monkeypatch.undo()
+    assert train(tmp_path, "train.updates=3") == 0
+
+
+def test_damage_met_on_the_way_ends_the_run_after_a_checkpoint(
+    tmp_path: Path, train: Train, small_set: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_shards(small_set) as shards, Loader(shards, batch_size=4) as loader:
+        batches = [set(batch.volume.tolist()) for batch, _ in zip(loader, range(9), strict=False)]
+        late = next(volume for batch in batches[3:] for volume in batch if not any(volume in b for b in batches[:3]))
+        name = shards.volumes[late].id
+    first = next(number for number, batch in enumerate(batches) if late in batch)
+
+    damaged = tmp_path / "shards"
+    shutil.copytree(small_set, damaged)
+    shard = damaged / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    with tarfile.open(shard) as archive:
+        member = archive.getmember(f"{name}.hu16.zst")
+    for place in range(member.offset_data, member.offset_data + member.size - 1000, 1000):
+        data[place] ^= 16
+    shard.write_bytes(data)
+
+    assert train(tmp_path / "run", f"data.shards={damaged}") == 1
+    said = capsys.readouterr().out
+    assert name in said
+    assert "shard-000000.tar" in said
+    # The loader reads ahead, and damage is told when it is met: not later than the batch that holds it.
+    done = len(lines(tmp_path / "run"))
+    assert done <= first
+    assert (tmp_path / f"run/checkpoints/step-{done:08d}").is_dir()
