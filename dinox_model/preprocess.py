@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,9 @@ class Preprocess:
         return dataclasses.asdict(self)
 
 
-def encode(model: VisionTransformer, hu: Tensor | np.ndarray, spacing_mm: Tensor | np.ndarray) -> ViTFeatures:
+def encode(
+    model: VisionTransformer, hu: Tensor | np.ndarray, spacing_mm: Tensor | np.ndarray | Sequence[Sequence[float]]
+) -> ViTFeatures:
     """Features of windows of HU, with the preprocessing that training used; no gradients.
 
     `hu`: int16 (b, k, y, x) of any size, k the network's slices; an image whose sides are no multiples of the patch
@@ -127,7 +130,7 @@ def encode(model: VisionTransformer, hu: Tensor | np.ndarray, spacing_mm: Tensor
         model.train(was_training)
 
 
-def check_spacing(spacing_mm: Tensor | np.ndarray, num_images: int) -> None:
+def check_spacing(spacing_mm: Tensor | np.ndarray | Sequence[Sequence[float]], num_images: int) -> None:
     """Raises ValueError where `spacing_mm` is not (num_images, 3) of sensible numbers."""
     spacing = torch.as_tensor(np.array(spacing_mm) if isinstance(spacing_mm, np.ndarray) else spacing_mm)
     if spacing.shape != (num_images, 3):

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from dinox_io import ShardError
-from dinox_train.checkpoint import CheckpointError, newest_checkpoint, remove_leftovers
+from dinox_train.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, remove_leftovers
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
 from dinox_train.data import LeakError, open_dataset
 from dinox_train.learner import Learner, preprocess_of
@@ -45,13 +47,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", action="append", required=True, metavar="FILE", help="a YAML file, e.g. configs/vit_s.yaml"
     )
-    parser.add_argument("overrides", nargs="*", metavar="a.b=value", help="a single setting, e.g. train.updates=2000")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="a.b=value",
+        help="a single setting, e.g. train.updates=2000; every key stands in dinox_train/config.py",
+    )
     options = parser.parse_args(arguments)
     try:
         return run(load_config(options.config, options.overrides))
     except (ConfigError, LeakError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except torch.OutOfMemoryError as error:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        print(
+            f"error: the device's memory is full (peak {peak:.1f} GiB): {str(error).splitlines()[0]}\n"
+            "Raise train.accumulation (smaller pieces, same result); the newest checkpoint is intact.",
+            file=sys.stderr,
+        )
+        return EXIT_ERROR
     except (CheckpointError, MemoryError, OSError, PrecisionError, RunFolderError, ShardError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
@@ -63,7 +78,7 @@ def run(config: Config) -> int:
     with StopSignals() as stop, folder.locked():
         remove_leftovers(folder.checkpoints)
         checkpoint, damage = newest_checkpoint(folder.checkpoints)
-        config = settled(config, validate(checkpoint.state["config"]) if checkpoint else None)
+        config = settled(config, config_of(checkpoint) if checkpoint else None)
         if checkpoint and checkpoint.update >= config.train.updates:
             print(f"{folder.path}: done already, {checkpoint.update} updates (train.updates={config.train.updates}).")
             return EXIT_DONE
@@ -76,6 +91,8 @@ def run(config: Config) -> int:
                 log.warning("a damaged checkpoint was set aside: %s", message)
             digest = checkpoint.state["shards_digest"] if checkpoint else None
             dataset = open_dataset(config.data, folder.path, digest, log.info)
+            if config.data.shards == "fake":
+                log.warning("data.shards is fake: made-up volumes, to try a machine; nothing can be learnt from them")
             log.info("%s", dataset.sides_in_words)
             learner = Learner(config, preprocess_of(config, dataset.hu_histogram), device)
             trainer = Trainer(learner, dataset, folder, device)
@@ -86,6 +103,17 @@ def run(config: Config) -> int:
             folder.write_text("config.yaml", to_yaml(config))
             folder.write_json("env.json", describe(device) | {"shards_digest": dataset.shards.digest})
             return trainer.train(stop, progress)
+
+
+def config_of(checkpoint: Checkpoint) -> Config:
+    """The configuration that a checkpoint was written with."""
+    try:
+        return validate(checkpoint.state["config"])
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{checkpoint.folder}: holds a configuration that this version of DINOX does not know; use the one that "
+            f"wrote it.\n{error}"
+        ) from None
 
 
 def start_from(learner: Learner, folder: Path) -> None:

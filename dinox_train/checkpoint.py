@@ -40,6 +40,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used: which, why, what to do."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not what was written."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A verified checkpoint on disk: its folder, the number of updates done, and train/state.json."""
@@ -49,9 +53,8 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The tensors of train/NAME.safetensors, or of `model` at the top."""
-        file = self.folder / ("model.safetensors" if name == "model" else f"train/{name}.safetensors")
-        return load_file(file, device=str(device))
+        """The tensors of train/NAME.safetensors."""
+        return load_file(self.folder / "train" / f"{name}.safetensors", device=str(device))
 
 
 def checkpoint_folder(root: Path, update: int) -> Path:
@@ -85,7 +88,7 @@ def save_checkpoint(
             # safetensors refuses views that share memory; a checkpoint must not depend on how tensors lie in it.
             separate = {key: value.detach().to("cpu").contiguous() for key, value in named.items()}
             save_file(separate, temporary / "train" / f"{name}.safetensors")
-        (temporary / "train" / "state.json").write_bytes(_json({"format": FORMAT, "version": VERSION, **state}))
+        (temporary / "train" / "state.json").write_bytes(_json(state))
         (temporary / MANIFEST).write_bytes(_json(_manifest(temporary)))
         replace_folder(temporary, final)
     except BaseException:
@@ -102,42 +105,50 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Verify every byte of a checkpoint and read its state. Raises CheckpointError that names what is wrong."""
+    """Verify every byte of a checkpoint and read its state.
+
+    Raises DamagedCheckpoint that names what is wrong; CheckpointError where another version of DINOX wrote it, and
+    OSError where it cannot be read just now: neither is damage.
+    """
     manifest = _read_manifest(folder)
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise CheckpointError(
+            f"{folder}: has format {manifest.get('format')!r} version {manifest.get('version')!r}; this program reads "
+            f"{FORMAT!r} version {VERSION}. Use the release of DINOX that wrote it."
+        )
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing.")
+            raise DamagedCheckpoint(f"{folder}: {name} is missing.")
         if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
-            raise CheckpointError(f"{folder}: {name} is not what was written (size or sha256 differs).")
+            raise DamagedCheckpoint(f"{folder}: {name} is not what was written (size or sha256 differs).")
     state = json.loads((folder / "train" / "state.json").read_bytes())
-    if state.get("format") != FORMAT or state.get("version") != VERSION:
-        raise CheckpointError(
-            f"{folder}: has format {state.get('format')!r} version {state.get('version')!r}; this program reads "
-            f"{FORMAT!r} "
-            f"version {VERSION}. Use the release of DINOX that wrote it."
-        )
     return Checkpoint(folder, int(state["update"]), state)
 
 
 def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint under `root` that is whole, and a message for each newer one that is not (those are set
-    aside).
+    """The newest whole checkpoint under `root`, and a message for each newer one, which is damaged and set aside.
 
-    Raises CheckpointError where checkpoints exist and none is whole: starting afresh would silently throw a run away.
+    Raises CheckpointError where checkpoints exist and none is whole, leaving all as they are: starting afresh would
+    throw a run away without a word.
     """
-    damage: list[str] = []
+    damaged: dict[Path, str] = {}
     for folder in reversed(list_checkpoints(root)):
         try:
-            return open_checkpoint(folder), damage
-        except CheckpointError as error:
-            damage.append(str(error))
-            set_aside(folder)
-    if damage:
+            checkpoint = open_checkpoint(folder)
+        except DamagedCheckpoint as error:
+            damaged[folder] = str(error)
+            continue
+        for other in damaged:
+            set_aside(other)
+        return checkpoint, list(damaged.values())
+    if damaged:
         raise CheckpointError(
-            "no checkpoint is whole:\n" + "\n".join(damage) + "\nRestore one from a copy, or start another run folder."
+            "no checkpoint is whole:\n  "
+            + "\n  ".join(damaged.values())
+            + "\nRestore one from a copy, or give another run.folder."
         )
-    return None, damage
+    return None, []
 
 
 def set_aside(folder: Path) -> Path:
@@ -155,8 +166,7 @@ def remove_leftovers(root: Path) -> None:
 
 
 def rotate(root: Path, *, keep_last: int, keep_every: int | None) -> list[Path]:
-    """Delete old checkpoints and return what was deleted: all but the last `keep_last` and every `keep_every`-th
-    update's.
+    """Delete old checkpoints and return them: all but the last `keep_last` and those of every `keep_every`-th update.
 
     The newest by number of updates is never deleted (`keep_last` is at least 1).
     """
@@ -205,13 +215,17 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        data = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{folder}: {MANIFEST} is missing.") from None
+    try:
+        manifest = json.loads(data)
         body = {key: value for key, value in manifest.items() if key != "self"}
         whole = hashlib.sha256(_json(body)).hexdigest() == manifest["self"]
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST} is missing or unreadable ({type(error).__name__}).") from None
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        whole, manifest = False, {}
     if not whole:
-        raise CheckpointError(f"{folder}: {MANIFEST} was changed after it was written.")
+        raise DamagedCheckpoint(f"{folder}: {MANIFEST} was changed after it was written.")
     return manifest
 
 

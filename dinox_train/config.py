@@ -28,7 +28,9 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of the configuration: immutable, strict about types, closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class RunSection(Section):
@@ -39,7 +41,7 @@ class RunSection(Section):
 
 
 class DataSection(Section):
-    shards: str = "fake"
+    shards: str = "shards"
     """A folder that `tools/pack_shards.py` wrote, or `fake`: made-up volumes, for trying a machine."""
     depth: Positive = 3
     """Slices in a window, odd; they are the network's input channels."""
@@ -51,7 +53,7 @@ class DataSection(Section):
     threads: Positive | None = None
     """Decoder threads; null: chosen from the number of cores."""
     prefetch_mib: Positive = 256
-    """Memory for batches that are read ahead, MiB."""
+    """Memory for batches that are read ahead, MiB; never more than eight micro-batches are."""
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """A loader that hands out nothing for so long has stalled: the run ends with exit code 5."""
 
@@ -64,6 +66,7 @@ class DataSection(Section):
 
 class ModelSection(Section):
     preset: Literal["vit_ti", "vit_s", "vit_b", "vit_l", "vit_h", "vit_g", "vit_7b"] = "vit_s"
+    """The size of the network."""
     layer_scale: Annotated[float, Field(gt=0)] = 1e-5
     """First value of LayerScale. 1e-5 is DINOv3's, for long runs: at first no block adds anything. Short ones: 0.1."""
 
@@ -72,11 +75,15 @@ class ViewsSection(Section):
     global_size: Positive = 224
     """Side of a global crop, pixels, a multiple of the patch size (16)."""
     local_size: Positive = 96
+    """Side of a local crop, pixels, a multiple of the patch size (16)."""
     num_local: Annotated[int, Field(ge=0)] = 8
+    """Local crops of an image, beside its two global ones."""
     global_scale: Range = (0.32, 1.0)
     """Area of a global crop as a fraction of the slice's."""
     local_scale: Range = (0.05, 0.32)
+    """Area of a local crop as a fraction of the slice's."""
     aspect: Range = (0.75, 4.0 / 3.0)
+    """Width of a crop over its height, drawn log-uniformly."""
     level_hu: Range = (-500.0, 0.0)
     """Centre of a view's intensity window, HU, drawn uniformly for each view."""
     width_hu: Range = (800.0, 2000.0)
@@ -100,23 +107,36 @@ class ViewsSection(Section):
 
 class ObjectiveSection(Section):
     prototypes: Positive = 4096
+    """Classes that teacher and student sort views into. Few for a small batch: a Sinkhorn needs samples for each."""
     head_hidden: Positive = 2048
+    """Width of the two hidden layers of the head."""
     head_bottleneck: Positive = 256
+    """Features between the hidden layers and the prototypes."""
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Divides the student's logits."""
     teacher_temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Divides the teacher's logits after its warm-up; lower is surer, and must be below the student's."""
     teacher_temperature_start: Annotated[float, Field(gt=0)] = 0.04
+    """Where its warm-up begins."""
     teacher_temperature_warmup_updates: Annotated[int, Field(ge=0)] = 0
+    """Updates of a straight line from the start to the final temperature."""
     sinkhorn_iterations: Positive = 3
+    """Rounds of balancing prototypes and samples."""
 
 
 class OptimizerSection(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """The peak, as applied: no hidden scaling by the batch size (DINOv3's rule is base x 4 x sqrt(batch / 1024))."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    """Where the cosine ends."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.04
+    """Of matrices; vectors and tokens have none. At the start of a cosine."""
     final_weight_decay: Annotated[float, Field(ge=0)] = 0.04
+    """Where that cosine ends."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's average of the gradient."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's average of the squared gradient."""
     clip_norm: Annotated[float, Field(gt=0)] = 3.0
     """Largest norm of the whole gradient."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -131,11 +151,14 @@ class ScheduleSection(Section):
     updates: Positive | None = None
     """Length of the schedules; null: the first run's train.updates, then kept by its checkpoints."""
     warmup_updates: Annotated[int, Field(ge=0)] = 0
+    """Updates of a straight line from 0 to the peak of the learning rate."""
 
 
 class TeacherSection(Section):
     momentum: Fraction = 0.994
+    """Share of itself that the teacher keeps in an update. At the start of a cosine."""
     final_momentum: Fraction = 1.0
+    """Where that cosine ends."""
 
 
 class TrainSection(Section):
@@ -157,6 +180,7 @@ class CheckpointSection(Section):
     every: Positive = 500
     """Updates between checkpoints. One is also written at the end and on SIGTERM or SIGINT."""
     keep_last: Positive = 2
+    """Newest checkpoints that stay; the newest is never deleted."""
     keep_every: Positive | None = None
     """Checkpoints of every so many updates stay for ever; null: none."""
 
@@ -167,6 +191,7 @@ class EvaluateSection(Section):
     windows: Positive = 256
     """Windows of each side, training and validation, that an evaluation looks at; evenly spread over the split."""
     neighbours: Positive = 10
+    """Training slices whose heights predict a validation slice's, for knn_z."""
 
 
 class LogSection(Section):
@@ -183,6 +208,7 @@ class Config(Section):
     """A run's whole configuration."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Of the first weights, the order of windows and the views."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """auto, cpu, cuda or cuda:N; AMD GPUs are `cuda` too (ROCm reports itself so)."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -288,7 +314,7 @@ def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
     try:
         node = yaml.compose(text, _StrictLoader)
         lines = dict(_key_lines(node, (), file)) if node is not None else {}
-        tree = yaml.load(text, _StrictLoader)
+        tree = _StrictLoader(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else str(file)
@@ -320,7 +346,7 @@ def _parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not all(path):
         raise ConfigError(f"command line: `{text}` is not of the form a.b=value (e.g. train.updates=2000).")
     try:
-        return path, yaml.load(value, _StrictLoader)
+        return path, _StrictLoader(value).get_single_data()
     except yaml.YAMLError:
         raise ConfigError(f"command line: the value of `{text}` is not valid YAML; quote it.") from None
 
@@ -366,7 +392,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples and whole numbers in them as floats: strict validation takes no list for a pair."""
+    """Lists as tuples: strict validation takes no list for a pair."""
     if isinstance(value, Mapping):
         return {str(name): _tuples(item) for name, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ class LeakError(ValueError):
 class Dataset:
     """An open shard set and the sides a run uses.
 
-    train_side: "train", or None for all volumes; val_side: "val", or None where there is nothing to validate on.
+    train_side: "train", or "val" where that is all there is, or None for all volumes; val_side: "val", or None where
+    there is nothing to validate on. The `test` side is never among them.
     """
 
     shards: ShardSet
@@ -37,13 +38,14 @@ class Dataset:
 
     @property
     def sides_in_words(self) -> str:
-        counts = {side: sum(volume.split == side for volume in self.shards.volumes) for side in ("train", "val")}
+        count = Counter(volume.split for volume in self.shards.volumes)
+        closed = f"; {count['test']} test volumes stay closed" if count["test"] else ""
         if self.val_side:
-            return f"{counts['train']} volumes to train on, {counts['val']} of other patients to validate on"
+            return f"{count['train']} volumes to train on, {count['val']} of other patients to validate on{closed}"
+        used = count[self.train_side] if self.train_side else len(self.shards.volumes)
         return (
-            f"all {len(self.shards.volumes)} volumes to train on and nothing to validate on, since one side of the "
-            "split is "
-            f"empty (train {counts['train']}, val {counts['val']}): loss_val, knn_z and knn_label stay null"
+            f"all {used} volumes to train on and nothing to validate on, since a side of the split is empty "
+            f"(train {count['train']}, val {count['val']}): loss_val, knn_z and knn_label stay null{closed}"
         )
 
 
@@ -57,10 +59,18 @@ def open_dataset(data: DataSection, run_folder: Path, digest: str | None, say: C
     if digest not in (None, shards.digest):
         shards = _as_the_run_began(shards, folder, data, digest, say)
     sides = {volume.split for volume in shards.volumes}
-    whole = {"train", "val"} <= sides
-    if whole:
+    if {"train", "val"} <= sides:
         refuse_leaks(shards.volumes)
-    return Dataset(shards, "train" if whole else None, "val" if whole else None)
+        return Dataset(shards, "train", "val")
+    if "test" not in sides:
+        return Dataset(shards, None, None)
+    # `test` is never opened: what is left is the one side that there is.
+    left = sides & {"train", "val"}
+    if not left:
+        raise ConfigError(
+            f"data.shards: {folder} holds test volumes only, which are never trained on. Pack a train side."
+        )
+    return Dataset(shards, left.pop(), None)
 
 
 def _as_the_run_began(

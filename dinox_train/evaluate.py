@@ -21,7 +21,7 @@ from dinox_train.nearest import height_r2
 from dinox_train.objectives.sinkhorn import sinkhorn
 from dinox_train.pictures import save_patch_pca
 from dinox_train.platform import autocast
-from dinox_train.step import ViewBatch, split_rows, student_loss, teacher_outputs
+from dinox_train.step import NUM_GLOBAL, ViewBatch, student_loss, teacher_outputs
 from dinox_train.views import draw_views, render_views, render_whole_slices
 
 # Views of an evaluation are drawn at a position that no training batch reaches.
@@ -64,19 +64,16 @@ class Evaluator:
         """loss_val at the final teacher temperature, and knn_z of the teacher's CLS features of whole slices."""
         if self._dataset.val_side is None:
             return Evaluation(None, None)
-        views: list[ViewBatch] = []
         sides: dict[str, tuple[Tensor, Tensor]] = {}
         for side in ("train", "val"):
-            features, heights = [], []
-            for sample in self._spread(side, self._config.evaluate.windows):
-                features.append(self._features(sample))
-                heights.append(torch.from_numpy(sample.heights))
-                if side == "val":
-                    views.append(self._view_batch(sample))
-            sides[side] = torch.cat(features).cpu(), torch.cat(heights)
+            samples = [
+                (self._features(sample).cpu(), torch.from_numpy(sample.heights))
+                for sample in self._spread(side, self._config.evaluate.windows)
+            ]
+            sides[side] = torch.cat([item for item, _ in samples]), torch.cat([item for _, item in samples])
         (known, known_heights), (asked, heights_asked) = sides["train"], sides["val"]
         knn_z = height_r2(known, known_heights, asked, heights_asked, self._config.evaluate.neighbours)
-        return Evaluation(self._loss(views), knn_z)
+        return Evaluation(self._loss(), knn_z)
 
     @torch.no_grad()
     def save_patch_picture(self, path: Path) -> None:
@@ -92,16 +89,24 @@ class Evaluator:
             held_out = self._dataset.val_side is not None
             save_patch_pca(path, gray, found.patches.float().cpu().numpy(), grids, held_out=held_out)
 
-    def _loss(self, batches: list[ViewBatch]) -> float:
-        learner = self._learner
-        _, logits = teacher_outputs(learner.teacher, batches, learner.settings.precision)
-        targets = sinkhorn(logits, self._config.objective.teacher_temperature, learner.settings.sinkhorn_iterations)
-        total = sum(batch.num_images for batch in batches)
-        parts = [
-            student_loss(learner.student, batch, rows, learner.settings, total_images=total)
-            for batch, rows in zip(batches, split_rows(targets, batches), strict=True)
-        ]
-        return float(torch.stack(parts).sum())
+    def _loss(self) -> float:
+        """The loss over all validation windows, with one Sinkhorn. Views are rendered twice, and never all held."""
+        learner, settings = self._learner, self._learner.settings
+        logits = torch.cat(
+            [teacher_outputs(learner.teacher, [batch], settings.precision)[1] for batch in self._view_batches()]
+        )
+        targets = sinkhorn(logits, self._config.objective.teacher_temperature, settings.sinkhorn_iterations)
+        total, first = len(targets) // NUM_GLOBAL, 0
+        loss = torch.zeros((), device=self._device)
+        for batch in self._view_batches():
+            rows = targets[first : first + len(batch.global_views)]
+            loss += student_loss(learner.student, batch, rows, settings, total_images=total)
+            first += len(rows)
+        return float(loss)
+
+    def _view_batches(self) -> Iterator[ViewBatch]:
+        for sample in self._spread("val", self._config.evaluate.windows):
+            yield self._view_batch(sample)
 
     def _view_batch(self, sample: Sample) -> ViewBatch:
         views, preprocess = self._learner.views, self._learner.preprocess

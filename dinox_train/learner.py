@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ import dinox_model
 from dinox_model import PRESETS, Preprocess
 from dinox_train import schedule
 from dinox_train.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from dinox_train.config import Config
+from dinox_train.config import Config, ConfigError
 from dinox_train.optimizer import make_optimizer, set_group_values
 from dinox_train.step import NUM_GLOBAL, Network, StepResult, StepSettings, ViewBatch, build_network, train_step
 from dinox_train.views import ViewSettings
@@ -119,16 +118,14 @@ class Learner:
             "optimizer": optimizer_tensors(self.optimizer, self.named),
         }
 
-    def state(self) -> dict[str, Any]:
-        return {"preprocess": self.preprocess.to_dict()}
-
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be what the checkpoint holds, bit for bit."""
         self.student.load_state_dict(checkpoint.tensors("student"))
-        self.teacher.backbone.load_state_dict(checkpoint.tensors("model"))
+        source = dinox_model.load(checkpoint.folder)
+        self.teacher.backbone.load_state_dict(source.state_dict())
         self.teacher.head.load_state_dict(checkpoint.tensors("teacher_head"))
         restore_optimizer(self.optimizer, self.named, checkpoint.tensors("optimizer"))
-        self._set_preprocess(Preprocess(**checkpoint.state["preprocess"]))
+        self._set_preprocess(source.preprocess)
 
     def _set_preprocess(self, preprocess: Preprocess) -> None:
         self.student.backbone.preprocess = self.teacher.backbone.preprocess = preprocess
@@ -142,10 +139,14 @@ def view_settings(config: Config) -> ViewSettings:
 def preprocess_of(config: Config, hu_histogram: np.ndarray) -> Preprocess:
     """How the network sees a whole slice: the middle of the views' HU windows, normalised by the set's own statistics.
 
-    hu_histogram: int64 (4096,), bins of 16 HU from -32768, of the whole set.
+    hu_histogram: int64 (4096,), bins of 16 HU from -32768, of the whole set. Raises ConfigError where nothing is to be
+    seen through that window.
     """
     level, width = config.views.level_hu, config.views.width_hu
-    return Preprocess.from_histogram(hu_histogram, (level[0] + level[1]) / 2, math.sqrt(width[0] * width[1]))
+    try:
+        return Preprocess.from_histogram(hu_histogram, (level[0] + level[1]) / 2, math.sqrt(width[0] * width[1]))
+    except ValueError as error:
+        raise ConfigError(f"views.level_hu, views.width_hu: {error}") from None
 
 
 def _network(config: Config, preprocess: Preprocess) -> Network:

@@ -7,16 +7,17 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 
 
 class PrecisionError(RuntimeError):
@@ -44,32 +45,38 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-@contextmanager
-def asserted_precision(network: nn.Module, precision: str) -> Iterator[list[torch.dtype]]:
-    """Within the context, every Linear of `network` that is called must give the dtype `precision` names.
+class MatrixProducts(TorchDispatchMode):
+    """Within it, the dtypes of all matrix products and attentions that really run are collected, by operator."""
 
-    Yields the list of dtypes seen (one a call). Raises PrecisionError at the first other one, naming the layer.
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: Counter[tuple[str, torch.dtype]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = func.name().partition(".")[0].removeprefix("aten::")
+        if name in _PRODUCTS or name.startswith("_scaled_dot_product"):
+            first = output[0] if isinstance(output, tuple | list) else output
+            self.dtypes[name, first.dtype] += 1
+        return output
+
+
+def assert_precision(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, precision: str) -> str:
+    """Run `network` on `images` forward and backward, and check the dtype of each matrix product and attention.
+
+    Returns what was seen, in words. Raises PrecisionError that names the operator and its dtype where it is not what
+    `precision` says, or where no product was seen.
     """
-    wanted, seen = _DTYPES[precision], []
-
-    def hook_of(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        def check(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            seen.append(output.dtype)
-            if output.dtype != wanted:
-                raise PrecisionError(f"precision: {precision} was asked for, and {name} computes in {output.dtype}.")
-
-        return check
-
-    handles = [
-        module.register_forward_hook(hook_of(name))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    with MatrixProducts() as products:
+        with autocast(images.device, precision):
+            output = network(images)
+        output.float().sum().backward()
+    for (name, dtype), count in products.dtypes.items():
+        if dtype != _DTYPES[precision]:
+            raise PrecisionError(f"precision: {precision} was asked for, and {count} {name} run in {dtype}.")
+    if not products.dtypes:
+        raise PrecisionError("precision: no matrix product was seen; the check has lost sight of the network.")
+    return ", ".join(f"{count} {name}" for (name, _), count in sorted(products.dtypes.items()))
 
 
 def describe(device: torch.device) -> dict[str, Any]:

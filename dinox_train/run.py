@@ -67,7 +67,10 @@ class RunFolder:
 
     def beat(self, update: int) -> None:
         """Tell a watcher that the run lives: the file's time is now, its content the number of updates done."""
-        (self.path / "heartbeat").write_text(f"{update}\n")
+        # Renamed, so that a watcher never reads half; not synced, since after a power loss nobody waits for it.
+        fresh = self.path / ".heartbeat.tmp"
+        fresh.write_text(f"{update}\n")
+        fresh.replace(self.path / "heartbeat")
 
 
 @contextmanager

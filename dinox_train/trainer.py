@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from dinox_io import Batch, Loader, LoaderError, LoaderStalled, ShardError
 from dinox_train.checkpoint import Checkpoint, rotate, save_checkpoint
@@ -25,7 +26,7 @@ from dinox_train.feed import to_device
 from dinox_train.learner import Learner, Values
 from dinox_train.metrics import LineFile
 from dinox_train.pictures import save_views_picture
-from dinox_train.platform import asserted_precision
+from dinox_train.platform import assert_precision
 from dinox_train.report import write_report
 from dinox_train.run import RunFolder, StopSignals, log
 from dinox_train.step import NUM_GLOBAL, StepResult, ViewBatch
@@ -95,6 +96,9 @@ class Trainer:
             self._event("ended", _ENDINGS.get(code, f"by signal {stop.received}") + f" after update {self.update}")
             write_report(self.folder.path)
             return code
+        except Exception as error:
+            self._event("stopped", f"by an error: {error}")
+            raise
         finally:
             self.metrics.close()
             self.events.close()
@@ -113,7 +117,6 @@ class Trainer:
             "masked_in_a_row": self.masked_in_a_row,
             "config": self.config.model_dump(mode="json"),
             "shards_digest": self.dataset.shards.digest,
-            **self.learner.state(),
         }
         teacher = self.learner.teacher.backbone
         save_checkpoint(
@@ -212,14 +215,16 @@ class Trainer:
         return wait_s, drawn
 
     def _step(self, drawn: Drawn) -> tuple[StepResult, Values]:
-        update = self.update + 1
-        if self.precision_seen:
-            return self.learner.step(drawn.micro_batches, update)
-        with asserted_precision(self.learner.student.backbone, self.config.precision) as seen:
-            outcome = self.learner.step(drawn.micro_batches, update)
+        if not self.precision_seen:
+            self._assert_precision(drawn.micro_batches[0].global_views[:1])
+        return self.learner.step(drawn.micro_batches, self.update + 1)
+
+    def _assert_precision(self, images: Tensor) -> None:
+        student = self.learner.student
+        seen = assert_precision(lambda x: student.head(student.backbone(x).cls), images, self.config.precision)
+        student.zero_grad(set_to_none=True)
+        log.info("precision: %s asserted, forward and backward: %s", self.config.precision, seen)
         self.precision_seen = True
-        log.info("precision: %s asserted on %d matrix products of the first update", self.config.precision, len(seen))
-        return outcome
 
     def _line(self, drawn: Drawn, values: dict[str, float], wait_s: float, seconds: float) -> dict[str, Any]:
         images = self.update * self.config.train.batch_size

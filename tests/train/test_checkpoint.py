@@ -1,7 +1,6 @@
 """Checkpoints: whole or absent, damage found, the newest never deleted."""
 
 import errno
-import json
 from pathlib import Path
 
 import pytest
@@ -78,23 +77,34 @@ def test_any_damage_is_found_and_the_one_before_is_used(
     assert newest_checkpoint(tmp_path)[1] == []
 
 
-def test_no_whole_checkpoint_is_an_error_and_not_a_fresh_start(
+def test_no_whole_checkpoint_is_an_error_again_and_again_and_not_a_fresh_start(
     tmp_path: Path, teacher: dinox_model.VisionTransformer
 ) -> None:
     assert newest_checkpoint(tmp_path / "none") == (None, [])
     (save(tmp_path, 10, teacher) / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
-        newest_checkpoint(tmp_path)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+            newest_checkpoint(tmp_path)
+    assert (tmp_path / "step-00000010").is_dir()
 
 
-def test_another_version_names_itself(tmp_path: Path, teacher: dinox_model.VisionTransformer) -> None:
-    folder = save(tmp_path, 1, teacher)
-    state = json.loads((folder / "train/state.json").read_text()) | {"version": 99}
-    (folder / "train/state.json").write_text(json.dumps(state))
-    (folder / "MANIFEST.json").unlink()
-    (folder / "MANIFEST.json").write_bytes(module._json(module._manifest(folder)))
+def test_another_version_or_an_unreadable_disk_is_no_damage(
+    tmp_path: Path, teacher: dinox_model.VisionTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, teacher)
+    monkeypatch.setattr(module, "VERSION", 99)
+    newest = save(tmp_path, 2, teacher)
+    monkeypatch.undo()
     with pytest.raises(CheckpointError, match="version 99"):
-        open_checkpoint(folder)
+        newest_checkpoint(tmp_path)
+    assert newest.is_dir()
+
+    def fails(_file: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(module, "_sha256", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        open_checkpoint(tmp_path / "step-00000001")
 
 
 def test_a_full_disk_leaves_earlier_ones_and_no_stump(

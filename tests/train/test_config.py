@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
+from dinox_train.views import ViewSettings
 
 
 def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
@@ -87,3 +88,32 @@ def test_difference_lists_mathematics_only() -> None:
     lines = difference(before, after)
     assert [line.split(":")[0] for line in lines] == ["optimizer.learning_rate", "seed"]
     assert difference(before, validate({"precision": "bf16"})) == ["precision: 'fp32' -> 'bf16'"]
+
+
+def test_every_key_says_what_it_means() -> None:
+    sections = [field.annotation for field in Config.model_fields.values() if hasattr(field.annotation, "model_fields")]
+    assert len(sections) == 13
+    silent = [
+        f"{section.__name__}.{name}"
+        for section in (Config, *sections)
+        for name, field in section.model_fields.items()
+        if not field.description and not hasattr(field.annotation, "model_fields")
+    ]
+    assert silent == []
+
+
+def test_the_views_section_has_the_defaults_of_the_views() -> None:
+    assert ViewSettings(**Config().views.model_dump()) == ViewSettings()
+
+
+def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="finite"):
+        load_config([], ["views.level_hu=[.nan, 0]"])
+
+
+def test_micro_batches_of_shipped_configurations_are_moderate(repository: Path) -> None:
+    largest = {"vit_s": 64, "vit_b": 32, "vit_l": 16, "vit_g": 8}
+    for name, images in largest.items():
+        for overlay in ("strix_halo", "rtx_4090", "h200"):
+            config = load_config([repository / f"configs/{name}.yaml", repository / f"configs/hardware/{overlay}.yaml"])
+            assert config.train.batch_size // config.train.accumulation <= images

@@ -1,30 +1,41 @@
 """Platform: the precision key changes what runs, and a lie about it is found."""
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
 
-from dinox_train.platform import PrecisionError, asserted_precision, autocast, choose_device, describe
+import dinox_model
+from dinox_train.platform import PrecisionError, assert_precision, choose_device, describe
 
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_the_precision_key_changes_the_dtype_of_matrix_products(precision: str, dtype: torch.dtype) -> None:
-    network = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
-    with autocast(CPU, precision), asserted_precision(network, precision) as seen:
-        network(torch.ones(3, 4))
-    assert seen == [dtype, dtype]
+def network_of(model: dinox_model.VisionTransformer) -> Callable[[torch.Tensor], torch.Tensor]:
+    head = dinox_model.PrototypeHead(192, 32, 16, 8)
+    return lambda images: head(model(images).cls)
 
 
-def test_a_network_that_runs_in_another_dtype_is_an_error_that_names_the_layer() -> None:
-    network = nn.Sequential(nn.Linear(4, 4))
-    with (
-        pytest.raises(PrecisionError, match=r"bf16 was asked for, and 0 computes in torch\.float32"),
-        asserted_precision(network, "bf16"),
-    ):
-        network(torch.ones(3, 4))
-    network(torch.ones(3, 4))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_precision_key_changes_the_dtype_of_every_product(precision: str) -> None:
+    seen = assert_precision(network_of(dinox_model.build("vit_ti")), torch.randn(1, 3, 32, 32), precision)
+    # 12 blocks with QKV, projection and two layers of an MLP, the patch embedding and the head's four, forward.
+    assert re.search(r"\b5\d addmm|\b\d\d mm", seen)
+    assert "_scaled_dot_product" in seen
+
+
+def test_a_product_in_another_dtype_is_an_error_that_names_it() -> None:
+    model = dinox_model.build("vit_ti")
+    forward = model.blocks[7].attention.forward
+
+    def in_fp32(*arguments: object) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(arguments[0].float(), *arguments[1:])  # type: ignore[attr-defined]
+
+    model.blocks[7].attention.forward = in_fp32
+    with pytest.raises(PrecisionError, match=r"bf16 was asked for, and \d+ \w+ run in torch\.float32"):
+        assert_precision(network_of(model), torch.randn(1, 3, 32, 32), "bf16")
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_words() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from safetensors.torch import load_file
 
 import dinox_model
 from dinox_io import Batch, Loader, LoaderStalled, open_shards
+from dinox_io.manifest import build_manifest, commit_set, read_manifest
+from dinox_io.shard import ShardWriter, encode_volume
 from dinox_train import trainer as trainer_module
 from dinox_train.__main__ import main
+from dinox_train.fake import fake_volume
+from dinox_train.learner import Learner
 from dinox_train.metrics import read_lines
 
 Train = Callable[..., int]
@@ -287,3 +292,103 @@ def test_damage_met_on_the_way_ends_the_run_after_a_checkpoint(
     done = len(lines(tmp_path / "run"))
     assert done <= first
     assert (tmp_path / f"run/checkpoints/step-{done:08d}").is_dir()
+
+
+def test_schedules_keep_the_length_of_the_first_run(tmp_path: Path, train: Train) -> None:
+    """Null takes the first run's train.updates; a resumed run stops elsewhere on the same curve."""
+    unset = ["schedule.updates=null", "evaluate.every=100"]
+    assert train(tmp_path / "run", *unset, "train.updates=4") == 0
+    assert train(tmp_path / "run", *unset, "train.updates=6") == 0
+    assert train(tmp_path / "fixed", "schedule.updates=4", "evaluate.every=100", "train.updates=6") == 0
+    rates = [[line["lr"] for line in lines(tmp_path / name)] for name in ("run", "fixed")]
+    assert rates[0] == rates[1]
+    assert rates[0][3:] == [1e-6] * 3
+    assert train(tmp_path / "run", "schedule.updates=9", "train.updates=9") == 2
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_images_per_s_counts_updates_and_not_their_pieces(
+    tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch, accumulation: int
+) -> None:
+    step = Learner.step
+
+    def slow(self: Learner, *arguments: object) -> object:
+        time.sleep(0.4)
+        return step(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Learner, "step", slow)
+    assert train(tmp_path, f"train.accumulation={accumulation}", "train.updates=2", "evaluate.every=100") == 0
+    assert all(line["images_per_s"] < 4 / 0.4 for line in read_lines(tmp_path / "metrics.jsonl"))
+
+
+def set_of(folder: Path, sides: dict[int, str]) -> Path:
+    """A set of made-up volumes, on the sides given by number."""
+    folder.mkdir()
+    writer = ShardWriter(folder / "shard-000000.tar", config_digest="test")
+    volumes = {number: fake_volume(number) for number in sides}
+    for volume in volumes.values():
+        writer.add(encode_volume(volume))
+    manifest = build_manifest(
+        [writer.finish()],
+        sides={volumes[number].id: side for number, side in sides.items()},
+        options={},
+        rejected_by_code={},
+        config_digest="test",
+        leaks=[],
+        packer="test",
+        sources={"files": 0, "bytes": 0},
+        previous=None,
+    )
+    commit_set(folder, manifest)
+    return folder
+
+
+@pytest.mark.parametrize("left", ["train", "val"])
+def test_the_test_side_is_never_opened(tmp_path: Path, train: Train, left: str) -> None:
+    shards = set_of(tmp_path / "shards", {0: left, 1: "test"})
+    assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=2", "evaluate.every=1") == 0
+    assert "1 test volumes stay closed" in (tmp_path / "run/train.log").read_text()
+    with Path(shards / "shard-000000.tar").open("r+b") as shard, tarfile.open(shards / "shard-000000.tar") as archive:
+        member = archive.getmember(f"{fake_volume(1).id}.hu16.zst")
+        shard.seek(member.offset_data)
+        shard.write(bytes(member.size - 1000))  # a window of it would be an error now
+    assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=9", "evaluate.every=1") == 0
+    assert all(line["loss_val"] is None for line in lines(tmp_path / "run"))
+
+
+def test_a_set_without_a_validation_side_trains_on_all_and_reports_null(tmp_path: Path, train: Train) -> None:
+    shards = set_of(tmp_path / "shards", {0: "train", 1: "none"})
+    assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=1") == 0
+    assert "all 2 volumes to train on" in (tmp_path / "run/train.log").read_text()
+    assert lines(tmp_path / "run")[0]["knn_z"] is None
+
+
+def test_a_set_of_test_volumes_only_is_refused(tmp_path: Path, train: Train) -> None:
+    shards = set_of(tmp_path / "shards", {0: "test"})
+    assert train(tmp_path / "run", f"data.shards={shards}") == 2
+
+
+def test_a_grown_set_is_trained_as_the_run_began(tmp_path: Path, train: Train) -> None:
+    shards = set_of(tmp_path / "shards", {0: "train", 1: "val"})
+    assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=2", "evaluate.every=100") == 0
+    before = read_manifest(shards)
+    writer = ShardWriter(shards / "shard-000001.tar", config_digest="test")
+    added = fake_volume(2)
+    writer.add(encode_volume(added))
+    sides = {volume["id"]: volume["split"] for volume in before["volumes"]} | {added.id: "train"}
+    grown = build_manifest(
+        [writer.finish()],
+        sides=sides,
+        options={},
+        rejected_by_code={},
+        config_digest="test",
+        leaks=[],
+        packer="test",
+        sources={"files": 0, "bytes": 0},
+        previous=before,
+    )
+    commit_set(shards, grown)
+    assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=3", "evaluate.every=100") == 0
+    assert "has grown since the run began" in (tmp_path / "run/train.log").read_text()
+    assert json.loads((tmp_path / "run/env.json").read_text())["shards_digest"] == before["self"]
+    assert train(tmp_path / "run", f"data.shards={set_of(tmp_path / 'other', {3: 'train'})}", "train.updates=4") == 2
