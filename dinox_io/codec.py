@@ -186,11 +186,6 @@ def _compressor(level: int, size: int) -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-def compress_slice(slice_hu: np.ndarray, filter: str, level: int = 1) -> Frame:
-    """int16 HU (y, x) -> Frame. ValueError for an unknown filter."""
-    return SliceEncoder(filter, level).encode(slice_hu)
-
-
 class SliceDecoder:
     """Decoder of one thread, its buffers reused from slice to slice. Not to be shared between threads.
 

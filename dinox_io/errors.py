@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ShardError(ValueError):
-    """Damage or nonsense in a set of shards, whenever it is found; never wrong pixels instead.
+    """Damage or nonsense in a set of shards, or a read of it that fails, whenever found; never wrong pixels instead.
 
     Attributes: `file` (name of the file), `volume` (id), `slice_index` (z): what is known of the place, else None.
     """
@@ -30,7 +30,7 @@ class ShardError(ValueError):
 
 
 class LoaderError(RuntimeError):
-    """A thread of the loader failed for a reason other than damage (an input/output error, say)."""
+    """A thread of the loader failed for a reason other than damaged or unreadable shards (a bug, no memory)."""
 
 
 class LoaderStalled(LoaderError):

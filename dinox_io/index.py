@@ -154,14 +154,12 @@ def rebuild_index(files: Sequence[ShardFile], manifest: Mapping[str, Any]) -> Se
     for number, (file, shard) in enumerate(zip(files, manifest["shards"], strict=True)):
         entries = read_shard_index(file, shard["size"])
         listed = [(volume["id"], volume["meta_sha256"], volume["seek_table_sha256"]) for volume in shard["volumes"]]
-        for entry, expected in zip(entries.volumes, listed, strict=False):
+        for entry, expected in zip(entries, listed, strict=False):
             if (entry.meta.id, entry.meta_sha256, entry.seek_table_sha256) != expected:
                 raise ShardError("differs from the manifest", file=file.name, volume=entry.meta.id)
             found[entry.meta.id] = number, entry
-        if len(entries.volumes) != len(listed):
-            raise ShardError(
-                f"has {len(entries.volumes)} volumes where the manifest lists {len(listed)}", file=file.name
-            )
+        if len(entries) != len(listed):
+            raise ShardError(f"has {len(entries)} volumes where the manifest lists {len(listed)}", file=file.name)
     ordered = [found[volume["id"]] for volume in manifest["volumes"]]
     for volume, (number, entry) in zip(manifest["volumes"], ordered, strict=True):
         _check_record(volume, entry, files[number].name)

@@ -17,7 +17,8 @@ from typing import Any
 
 from dinox_io.atomic import fsync_folder, write_atomically
 from dinox_io.errors import ShardError
-from dinox_io.manifest import EARLIER_FOLDER, MANIFEST_NAME, read_manifest
+from dinox_io.manifest import EARLIER_FOLDER, MANIFEST_NAME, commit_set, read_manifest
+from dinox_io.storage import LocalFile
 
 REJECTED_NAME = "rejected.jsonl"
 SOURCES_NAME = "sources.jsonl"
@@ -42,13 +43,16 @@ class OutputFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator["OutputFolder"]:
-        """Make the folder, lock it against a second packer, clean up after a killed one. Raises PackError."""
+        """Make the folder, lock it against a second packer, clean up after a killed one.
+
+        Raises PackError; any ShardError within becomes one too: the set is damaged.
+        """
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self.private.mkdir(mode=0o700, exist_ok=True)
             self.private.chmod(0o700)
             lock = (self.private / "lock").open("w")
-        with lock:
+        with lock, self._damage_said():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -63,10 +67,23 @@ class OutputFolder:
     def _read_previous(self) -> dict[str, Any] | None:
         if not (self.path / MANIFEST_NAME).exists():
             return None
+        manifest = read_manifest(self.path)
+        for shard in manifest["shards"]:
+            # Found here, before any work; their contents are compared when the set is committed.
+            with contextlib.closing(LocalFile(self.path / shard["name"])) as file:
+                if file.size != shard["size"]:
+                    raise ShardError(f"has {file.size} bytes where the manifest says {shard['size']}", file=file.name)
+        return manifest
+
+    @contextlib.contextmanager
+    def _damage_said(self) -> Iterator[None]:
         try:
-            return read_manifest(self.path)
+            yield
         except ShardError as error:
-            raise PackError(f"the set in {self.path} is damaged, and is left as it is: {error}") from None
+            raise PackError(
+                f"the set in {self.path} is damaged, and is left as it is: {error}. "
+                "Restore the file from a copy, or give another --output"
+            ) from error
 
     def _clean_up(self) -> None:
         for folder in (self.path, self.private, self.path / EARLIER_FOLDER):
@@ -100,10 +117,13 @@ class OutputFolder:
             write_atomically(self.private / _JOURNAL_NAME, json.dumps({"first_shard": first}).encode())
         return first
 
-    def end(self) -> None:
-        """The set is committed: no journal is needed any more."""
-        (self.private / _JOURNAL_NAME).unlink(missing_ok=True)
-        fsync_folder(self.private)
+    def commit(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Make `manifest` that of the set, as `commit_set` does; no journal is needed any more."""
+        with explained(self.path):
+            complete = commit_set(self.path, manifest)
+            (self.private / _JOURNAL_NAME).unlink(missing_ok=True)
+            fsync_folder(self.private)
+        return complete
 
     def shard_path(self, number: int) -> Path:
         """Where shard `number` stands."""

@@ -15,7 +15,7 @@ from dinox_io import privacy, split
 from dinox_io.canonical import canonical_json
 from dinox_io.discover import FoundFile, FoundSeries, Grouper, ScannedFile, scan, walk
 from dinox_io.hounsfield import ENCODING, volume_digest
-from dinox_io.manifest import build_manifest, commit_set
+from dinox_io.manifest import build_manifest
 from dinox_io.output import OutputFolder, PackError, explained
 from dinox_io.progress import ProgressReport
 from dinox_io.report import PackReport, merge_rejected, merge_sources, rejected_by_code
@@ -321,9 +321,7 @@ def _commit(
             sources={"files": len(files), "bytes": sum(files)},
             previous=folder.previous,
         )
-        with explained(folder.path):
-            manifest = commit_set(folder.path, manifest)
-            folder.end()
+        manifest = folder.commit(manifest)
     return PackReport(
         manifest=manifest,
         new_volumes=sum(len(summary.volumes) for summary in summaries),

@@ -18,18 +18,6 @@ from dinox_io.atomic import write_atomically
 KEY_BYTES_MIN = 16
 KEY_BYTES = 32
 
-ALLOWED = {
-    "Rows, Columns, PixelSpacing, ImagePositionPatient (along the normal), ImageOrientationPatient": "geometry",
-    "SliceThickness, SpacingBetweenSlices, GantryDetectorTilt": "geometry, as numbers in range",
-    "KVP": "a number in range",
-    "ConvolutionKernel": "only in a vendor's naming scheme",
-    "Manufacturer": "only as one of the known vendors",
-    "PatientPosition": "only a defined term, such as HFS",
-    "RescaleSlope, RescaleIntercept, PixelPaddingValue": "numbers in range",
-    "TransferSyntaxUID, LossyImageCompression, BurnedInAnnotation": "as defined terms",
-}
-"""Every attribute of which something may stand in a shard, and in which form."""
-
 _VENDORS = {
     "GE": ("ge medical", "ge healthcare", "general electric", "ge"),
     "SIEMENS": ("siemens",),

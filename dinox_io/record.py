@@ -1,7 +1,7 @@
 """KEY.json: what a shard says of one volume beside its pixels; written canonically, read without trust.
 
 Invariant: a record that is accepted has a known version, encoding, filter and codec, a bounded shape, and numbers
-where numbers belong. Keys that the format does not define are kept and ignored.
+where numbers belong. Keys that the format does not define are ignored.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def record_of(volume: Volume, *, filter: str, digest: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class VolumeMeta:
-    """The members of KEY.json that this version needs, checked; `members` is all of it."""
+    """The members of KEY.json that this version needs, checked."""
 
     id: str
     patient: str
@@ -72,7 +72,6 @@ class VolumeMeta:
     """float64 (z,)."""
     orientation: tuple[float, ...]
     digest: str
-    members: dict[str, Any]
 
 
 def parse_meta(data: bytes, key: str, file_name: str) -> VolumeMeta:
@@ -99,7 +98,6 @@ def parse_meta(data: bytes, key: str, file_name: str) -> VolumeMeta:
         z_positions_mm=np.array(_numbers(members, "z_mm", shape[0], where), np.float64),
         orientation=tuple(_numbers(members, "direction", 9, where)),
         digest=_text(members, "sha256", where),
-        members=members,
     )
 
 

@@ -92,11 +92,13 @@ class PackReport:
             lines.append("No DICOM series was found in the input.")
         if self.manifest:
             lines.append(f"Next: python tools/verify_shards.py {output}")
+        else:
+            lines.append(f"There is no set in {output}: no volume was packed, and no manifest.json written.")
         return lines
 
     def _about_set(self, output: str) -> list[str]:
         if not self.manifest:
-            return [f"No volume was packed: there is no set in {output}."]
+            return []
         counts = self.manifest["counts"]
         raw_mb, shard_mb = counts["raw_bytes"] / 1e6, counts["shard_bytes"] / 1e6
         sides = ", ".join(

@@ -317,7 +317,7 @@ def _tilt(ordered: list[Slice], directions: Plane) -> float:
     first, last = _position(ordered[0]), _position(ordered[-1])
     rise = geometry.height_mm(last, directions) - geometry.height_mm(first, directions)
     if rise < geometry.SAME_POSITION_MM:
-        return abs(ordered[0].tilt or 0.0)
+        return abs(privacy.number_in_range(ordered[0].tilt, -90, 90) or 0.0)
     return geometry.tilt_degrees([first, last], directions)
 
 
@@ -344,8 +344,13 @@ def _thickness(piece: Slice) -> float | None:
     return privacy.number_in_range(piece.thickness, 1e-3, 100)
 
 
+def _padding_stored(piece: Slice) -> int | None:
+    padding = piece.file.padding
+    return padding if privacy.number_in_range(padding, -(2**15), 2**16 - 1) is not None else None
+
+
 def series_facts(pieces: Sequence[Slice], directions: Plane) -> dict[str, Any]:
-    """What of the headers stands in a volume's record (JSON values, only what `privacy.ALLOWED` names).
+    """What of the headers stands in a volume's record, as JSON values: the table of facts in docs/format.md, no more.
 
     A fact that is equal in all slices stands once, else as a list with one value a slice, z ascending.
     """
@@ -368,7 +373,7 @@ def series_facts(pieces: Sequence[Slice], directions: Plane) -> dict[str, Any]:
         "thickness_mm": per_slice([_thickness(piece) for piece in pieces]),
         "patient_position": text("PatientPosition", placed, privacy.patient_position(placed)),
         "rescale": per_slice([[piece.slope, piece.intercept] for piece in pieces]),
-        "padding_stored": per_slice([piece.file.padding for piece in pieces]),
+        "padding_stored": per_slice([_padding_stored(piece) for piece in pieces]),
         "tilt_degrees": round(_tilt(list(pieces), directions), 3),
         "burned_in": per_slice([_burned_in(piece) for piece in pieces]),
         "lossy": per_slice([_lossy(piece) for piece in pieces]),

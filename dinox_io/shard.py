@@ -59,7 +59,6 @@ class EncodedVolume:
     """KEY.hu16.zst, its seek table included."""
     histogram: np.ndarray
     """int64 (4096,), bins of 16 HU from -32768."""
-    raw_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,6 @@ def encode_volume(volume: Volume, *, filter: str = "hilp", level: int = 1) -> En
         meta=meta,
         body=body + table,
         histogram=hounsfield.histogram(volume.hu),
-        raw_bytes=volume.hu.nbytes,
     )
     if len(encoded.meta) > MAX_META_BYTES or len(encoded.body) > MAX_MEMBER_BYTES:
         raise ValueError(f"volume {volume.id}: {len(encoded.body)} bytes are more than a member of a shard can hold")
@@ -243,17 +241,7 @@ class ShardEntry:
     seek_table_sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardEntries:
-    """A shard as read_shard_index finds it."""
-
-    name: str
-    size: int
-    config_digest: str
-    volumes: tuple[ShardEntry, ...]
-
-
-def read_shard_index(file: ShardFile, size: int) -> ShardEntries:
+def read_shard_index(file: ShardFile, size: int) -> tuple[ShardEntry, ...]:
     """All volumes of a shard from its tar headers, KEY.json and seek tables; no pixel is decoded.
 
     Args:
@@ -267,11 +255,11 @@ def read_shard_index(file: ShardFile, size: int) -> ShardEntries:
     if size % BLOCK or size < END_BYTES or any(read_bytes(file, size - END_BYTES, size)):
         raise ShardError("does not end with the two empty blocks of an archive", file=file.name)
     reader = ShardReader(file, size - END_BYTES)
-    config_digest = reader.read_head()
+    reader.read_head()
     volumes: list[ShardEntry] = []
     while not reader.at_end:
         volumes.append(reader.next_volume())
-    return ShardEntries(name=file.name, size=size, config_digest=config_digest, volumes=tuple(volumes))
+    return tuple(volumes)
 
 
 class ShardReader:
@@ -285,13 +273,12 @@ class ShardReader:
     def at_end(self) -> bool:
         return self.position == self._end
 
-    def read_head(self) -> str:
-        """The first member: refuses an unknown format or version; returns the digest of the packer's config."""
+    def read_head(self) -> None:
+        """The first member: refuses an unknown format or version."""
         start, length = self._member(HEAD_NAME, MAX_HEAD_BYTES)
         head = parse_json_object(read_bytes(self._file, start, start + length), f"{self._file.name}: {HEAD_NAME}")
         expect(head, "format", FORMAT, self._file.name)
         expect(head, "version", FORMAT_VERSION, self._file.name)
-        return str(head.get("config_digest"))
 
     def next_volume(self) -> ShardEntry:
         """The two members of the volume that begins here."""

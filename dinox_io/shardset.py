@@ -128,7 +128,10 @@ class ShardSet:
         start, stop = int(index.frame_offset[lowest]), int(index.frame_offset[highest] + index.frame_bytes[highest])
         begin_s = time.perf_counter()
         data = decoder.buffer(stop - start)
-        file.read_into(start, data)
+        try:
+            file.read_into(start, data)
+        except ShardError as error:
+            raise error.at(volume=self.volumes[volume].id) from error
         decoder.read_s += time.perf_counter() - begin_s
         decoder.read_bytes += stop - start
         slice_decoder = decoder.of_filter(FILTERS[index.filter[volume]])

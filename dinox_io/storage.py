@@ -19,7 +19,7 @@ class ShardFile(Protocol):
     size: int
 
     def read_into(self, start: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes from `start` on; ShardError if the file ends before."""
+        """Fill `buffer` with the bytes from `start` on; ShardError if the file ends before or cannot be read."""
         ...
 
     def close(self) -> None: ...
@@ -40,7 +40,10 @@ class LocalFile:
         done = 0
         # One system call as a rule; the kernel may give less at 2 GiB or when a signal comes.
         while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:]], start + done)
+            try:
+                count = os.preadv(self._descriptor, [buffer[done:]], start + done)
+            except OSError as error:  # a failing disk, or a share that went away
+                raise ShardError(f"byte {start + done} cannot be read ({error.strerror})", file=self.name) from error
             if count == 0:
                 raise ShardError(f"ends at byte {start + done}, {len(buffer) - done} bytes early", file=self.name)
             done += count

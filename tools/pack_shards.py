@@ -1,13 +1,13 @@
 """Pack CT series (DICOM) into a set of shards. `--help` says how; docs/format.md says what comes out."""
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
 
 from dinox_io.output import PackError
 from dinox_io.pack import PackSettings, pack
+from dinox_io.pipeline import default_threads
 from dinox_io.progress import ProgressReport
 from dinox_io.series import SeriesRules
 
@@ -20,7 +20,7 @@ examples:
 
 INPUT may hold anything: series are found by their headers, whatever files and folders are called. What is no CT volume,
 or cannot be trusted, is left out and listed with the reason in OUT/rejected.jsonl. Names, dates and UIDs stay in
-OUT/private; the rest of OUT can be handed on. Run the same command again to add what is new.
+OUT/private; the rest of OUT names no one. Run the same command again to add what is new.
 
 exit code: 0 every series is in the set, or was skipped by rule; 3 some were rejected (they are listed);
            1 some were rejected and none is in the set; 2 the command cannot be carried out as it stands
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", metavar="OUT", type=Path, required=True, help="folder of the set, new or to add to"
     )
-    cores = len(os.sched_getaffinity(0))
+    cores = default_threads()
     command.add_argument(
         "--workers", metavar="N", type=int, default=cores, help=f"processes (default: {cores}, all cores)"
     )

@@ -10,7 +10,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dinox_io.codec import FILTERS, Scratch, SliceDecoder, apply_filter, compress_slice, remove_filter
+from dinox_io.codec import FILTERS, Scratch, SliceDecoder, SliceEncoder, apply_filter, remove_filter
 from dinox_io.errors import ShardError
 
 EXTREMES = st.sampled_from([-32768, -32767, -8193, -8192, -1024, -1, 0, 1, 127, 128, 255, 256, 8191, 8192, 32767])
@@ -87,7 +87,7 @@ def test_frame_round_trip(name: str) -> None:
     decoder = SliceDecoder(name)
     for shape in ((64, 48), (1, 1), (700, 900), (5, 1000)):
         slice_hu = np.random.default_rng(1).normal(0, 300, shape).astype(np.int16)
-        frame = compress_slice(slice_hu, name)
+        frame = SliceEncoder(name).encode(slice_hu)
         assert frame.checksum == xxhash.xxh64_intdigest(reference(slice_hu, name)) & 0xFFFFFFFF or shape[0] > 64
         header = zstandard.get_frame_parameters(frame.data)
         assert header.content_size == frame.size == 2 * slice_hu.size
@@ -95,18 +95,18 @@ def test_frame_round_trip(name: str) -> None:
         out = np.empty(shape, np.int16)
         decoder.decode_into(memoryview(frame.data), out, frame.checksum)
         np.testing.assert_array_equal(out, slice_hu)
-        assert compress_slice(slice_hu, name) == frame
+        assert SliceEncoder(name).encode(slice_hu) == frame
     assert decoder.decoded_bytes == 2 * (64 * 48 + 1 + 700 * 900 + 5000)
 
 
 def test_none_is_readable_by_plain_zstd() -> None:
     slice_hu = np.arange(-50, 50, dtype=np.int16).reshape(10, 10)
-    assert zstandard.decompress(compress_slice(slice_hu, "none").data) == slice_hu.astype("<i2").tobytes()
+    assert zstandard.decompress(SliceEncoder("none").encode(slice_hu).data) == slice_hu.astype("<i2").tobytes()
 
 
 def test_every_bit_of_a_frame_is_covered() -> None:
     slice_hu = np.random.default_rng(2).normal(0, 30, (16, 16)).astype(np.int16)
-    frame = compress_slice(slice_hu, "hilp")
+    frame = SliceEncoder("hilp").encode(slice_hu)
     decoder, out = SliceDecoder("hilp"), np.empty((16, 16), np.int16)
     for bit in range(8 * len(frame.data)):
         damaged = bytearray(frame.data)
@@ -121,7 +121,7 @@ def test_every_bit_of_a_frame_is_covered() -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 5, 20, -1])
 def test_a_cut_frame_is_refused(cut: int) -> None:
-    frame = compress_slice(np.random.default_rng(3).normal(0, 30, (16, 16)).astype(np.int16), "planes")
+    frame = SliceEncoder("planes").encode(np.random.default_rng(3).normal(0, 30, (16, 16)).astype(np.int16))
     with pytest.raises(ShardError):
         SliceDecoder("planes").decode_into(frame.data[:cut], np.empty((16, 16), np.int16), frame.checksum)
 
@@ -146,6 +146,6 @@ def test_a_frame_that_claims_another_size_is_refused_unread() -> None:
 
 def test_unknown_filter() -> None:
     with pytest.raises(ValueError, match="none, planes, hilp"):
-        compress_slice(np.zeros((2, 2), np.int16), "zigzag")
+        SliceEncoder("zigzag")
     with pytest.raises(ShardError, match="none, planes, hilp"):
         SliceDecoder("zigzag")

@@ -1,5 +1,6 @@
 """The loader: the same stream for any threads and parts, exact resume, true pixels, and failures that surface."""
 
+import errno
 import gc
 import os
 import subprocess
@@ -215,16 +216,29 @@ def test_damage_names_file_volume_and_slice(tmp_path: Path, make_volume, write_s
 
 
 def test_a_read_that_fails_surfaces(shards: dinox_io.ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(5, "Input/output error")
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
 
     with dinox_io.Loader(shards, **SETTINGS, prefetch_bytes=0) as loader:
         next(loader)
-        monkeypatch.setattr(LocalFile, "read_into", fail)
+        monkeypatch.setattr("dinox_io.storage.os.preadv", fail)
         begin_s = time.monotonic()
-        with pytest.raises(dinox_io.LoaderError, match=r"shard-00000\d\.tar: volume \w+.*slices around \d+: OSError"):
+        message = r"shard-00000\d\.tar: volume \w+(-\d)?: byte \d+ cannot be read \(Input/output error\)"
+        with pytest.raises(dinox_io.ShardError, match=message) as error:
             list(islice(loader, 5))
         assert time.monotonic() - begin_s < 5
+        assert error.value.volume in {record.id for record in shards.volumes}
+
+
+def test_any_other_failure_of_a_thread_surfaces(shards: dinox_io.ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    with dinox_io.Loader(shards, **SETTINGS, prefetch_bytes=0) as loader:
+        monkeypatch.setattr(LocalFile, "read_into", fail)
+        message = r"shard-00000\d\.tar: volume \w+.*slices around \d+: RuntimeError: a bug"
+        with pytest.raises(dinox_io.LoaderError, match=message):
+            list(islice(loader, 5))
 
 
 def test_a_stall_is_said_with_stacks(

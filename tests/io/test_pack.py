@@ -153,6 +153,7 @@ def test_exit_codes_tell_some_from_all(tmp_path: Path) -> None:
     none = run(source / "short", tmp_path / "b")
     assert none.exit_code == 1
     assert none.manifest is None
+    assert none.lines("OUT")[-1] == "There is no set in OUT: no volume was packed, and no manifest.json written."
     assert [row["code"] for row in rows(tmp_path / "b")] == ["TOO_FEW_SLICES"]
     assert not (tmp_path / "b/manifest.json").exists()
     assert run(source / "short", tmp_path / "b", rules=SeriesRules(min_slices=2)).exit_code == 0
@@ -302,6 +303,41 @@ def test_a_damaged_manifest_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="damaged"):
         run(tmp_path / "in", tmp_path / "out")
     assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_set_without_all_its_shards_is_refused_before_any_work(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    write_series(tmp_path / "in", 3)
+    run(tmp_path / "in", out)
+    shard = out / "shard-000000.tar"
+    data = shard.read_bytes()
+    shard.unlink()
+    if damage == "short":
+        shard.write_bytes(data[:-512])
+    before = contents(out)
+    with monkeypatch.context() as patch:
+        patch.setattr("dinox_io.pack.walk", lambda *_, **__: pytest.fail("work was begun"))
+        with pytest.raises(PackError, match=r"damaged.*shard-000000\.tar.*Restore .* another --output"):
+            run(tmp_path / "in", out)
+    assert contents(out) == before
+    shard.write_bytes(data)
+    assert run(tmp_path / "in", out).exit_code == 0
+
+
+def test_a_shard_edited_in_place_is_said_when_the_set_is_committed(tmp_path: Path) -> None:
+    source, out = four_patients(tmp_path / "in"), tmp_path / "out"
+    run(source / "s0", out)
+    shard, manifest = out / "shard-000000.tar", (out / "manifest.json").read_bytes()
+    data = shard.read_bytes()
+    shard.write_bytes(data.replace(b'"kernel":"B30f"', b'"kernel":"B31f"', 1))
+    with pytest.raises(PackError, match=r"damaged.*shard-000000\.tar: volume \w+: differs from the manifest"):
+        run(source, out)
+    assert (out / "manifest.json").read_bytes() == manifest
+    shard.write_bytes(data)
+    assert run(source, out).new_volumes == 3
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

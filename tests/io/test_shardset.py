@@ -232,7 +232,7 @@ def test_a_thousand_volumes_open_fast(tmp_path: Path, make_volume, write_set) ->
 def test_a_file_that_ends_while_it_is_read(folder: Path) -> None:
     with dinox_io.open_shards(folder) as shards:
         (folder / "shard-000000.tar").write_bytes(b"")
-        with pytest.raises(dinox_io.ShardError, match=r"shard-000000\.tar: ends at byte \d+"):
+        with pytest.raises(dinox_io.ShardError, match=r"shard-000000\.tar: volume \w+: ends at byte \d+"):
             [shards.read(record, 0, 1) for record in shards.volumes]
     with pytest.raises(dinox_io.ShardError, match="cannot be opened"):
         LocalFile(folder / "absent.tar")

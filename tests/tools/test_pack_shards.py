@@ -83,12 +83,46 @@ def test_sizes(tool: ModuleType, text: str, size: int) -> None:
     assert tool.size_bytes(text) == size
 
 
+def test_workers_default_to_the_cores_on_systems_without_affinity(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:  # macOS
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert tool.parser().parse_args(["in", "--output", "out"]).workers == 7
+
+
+@pytest.mark.parametrize(("minimum", "modality", "code"), [(3, "CT", 1), (3, "MR", 0), (2, "CT", 0)])
+def test_an_end_without_a_set_is_said_last(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], minimum: int, modality: str, code: int
+) -> None:
+    write_series(tmp_path / "in", 2, change=lambda _, dataset: setattr(dataset, "Modality", modality))
+    out = tmp_path / "out"
+    assert (
+        tool.main([str(tmp_path / "in"), "--output", str(out), "--workers", "1", "--min-slices", str(minimum)]) == code
+    )
+    last = capsys.readouterr().out.splitlines()[-1]
+    whole = minimum == 2
+    assert (out / "manifest.json").exists() == last.startswith("Next: ") == whole
+    assert last.startswith(f"There is no set in {out}") != whole
+
+
 @pytest.mark.parametrize("bad", [["--shard-size", "12 apples"], ["--no-such-option"], ["--workers", "many"]])
 def test_usage_errors_exit_with_2(tool: ModuleType, tmp_path: Path, bad: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         tool.main([str(tmp_path), "--output", str(tmp_path / "out"), *bad])
     assert ended.value.code == 2
     assert tool.main([str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]) == 2
+
+
+def test_a_damaged_set_exits_with_2_and_no_traceback(command: Command, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", 3)
+    assert command(tmp_path / "in", "--output", tmp_path / "out").returncode == 0
+    (tmp_path / "out/shard-000000.tar").unlink()
+    done = command(tmp_path / "in", "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert "error: the set in" in done.stderr
+    assert "shard-000000.tar: cannot be opened" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_first_pack_with_its_own_key(command: Command, tmp_path: Path) -> None:

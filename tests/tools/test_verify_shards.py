@@ -1,5 +1,6 @@
 """`verify_shards.py`: 0 for a whole set, 1 with the name of each damaged volume and of no other."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dinox_io import open_shards
 from dinox_io.canonical import canonical_json
 from dinox_io.manifest import build_manifest, commit_set
-from dinox_io.shard import ShardWriter, encode_volume
+from dinox_io.shard import END_BYTES, ShardWriter, encode_volume
 from dinox_io.verify import verify_set
 from dinox_io.volume import Volume
 
@@ -120,3 +122,25 @@ def test_damage_outside_of_volumes(folder: Path) -> None:
     (folder / "index.msgpack").write_bytes(b"")
     found = {damage.file: damage.volume for damage in verify_set(folder)}
     assert found == {"shard-000001.tar": None, "manifests/old.json": None, "index.msgpack": None}
+
+
+@pytest.mark.parametrize("failure", [errno.EIO, errno.ESTALE])
+def test_bytes_that_cannot_be_read_are_named_and_the_rest_is_verified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failure: int
+) -> None:
+    with open_shards(folder) as shards:
+        bad = int(shards._index.frame_offset[5])  # the second slice of the second volume of the first shard
+    shard, read = (folder / "shard-000000.tar").stat(), os.preadv
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if os.fstat(descriptor).st_ino == shard.st_ino and offset <= bad < offset + sum(map(len, buffers)):
+            raise OSError(failure, os.strerror(failure))
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr("dinox_io.storage.os.preadv", preadv)
+    reason = f"cannot be read ({os.strerror(failure)})"
+    assert [str(damage) for damage in verify_set(folder)] == [
+        f"shard-000000.tar: volume {'1' * 32}: slice 1: byte {bad} {reason}"
+    ]
+    bad = shard.st_size - END_BYTES  # of no volume: met only when the whole file is hashed, from its first byte on
+    assert [str(damage) for damage in verify_set(folder)] == [f"shard-000000.tar: byte 0 {reason}"]
