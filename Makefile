@@ -13,16 +13,16 @@ help:  ## this list
 setup:  ## .venv with everything [TORCH_INDEX=URL of torch builds] [WHEELS=folder, without a network] [PYTHON=python3.12]
 	@$(SETUP)
 
-.venv/.ready: pyproject.toml tools/setup_environment.py
+.venv/.ready: pyproject.toml tools/setup_environment.py $(wildcard tools/environment/*.py)
 	@$(SETUP)
 
 demo: .venv/.ready  ## from DICOM to a report in minutes [DATA=folder of your own DICOM] [SHORT=1]
 	@$(RUN) tools/demo.py $(if $(DATA),--data "$(DATA)") $(if $(SHORT),--short)
 
-test: check  ## format, lint, types and tests; under 10 minutes on 2 cores
+test: check  ## format, lint, types of packages and tools, and tests; under 10 minutes on 2 cores
 	@$(RUN) -m pytest
 
-check: .venv/.ready  ## format, lint and types only
+check: .venv/.ready  ## only format, lint, and types of packages and tools
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
 	@$(RUN) -m basedpyright --pythonpath $(RUN)
@@ -31,7 +31,7 @@ format: .venv/.ready  ## rewrite the source in the house's format
 	@$(RUN) -m ruff format .
 	@$(RUN) -m ruff check --fix .
 
-faults: .venv/.ready  ## long campaigns: kills, damage, offline installs [FAULTS_MINUTES=15: skip what would begin later]
+faults: .venv/.ready  ## long campaigns: kills, damage, offline installs [FAULTS_MINUTES=15: cut off what takes longer]
 	@FAULTS_MINUTES="$(FAULTS_MINUTES)" $(RUN) -m pytest -m fault -v
 
 wheels: .venv/.ready  ## collect in wheels/ an install for a machine without internet

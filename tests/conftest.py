@@ -1,10 +1,20 @@
-"""What all tests share: where the optional ground-truth data lies, and a quiet, repeatable hypothesis."""
+"""What all tests share: the optional ground-truth data, a quiet, repeatable hypothesis, what the environment asks for.
+
+DINOX_GROUND_TRUTH, DINOX_WITHOUT_EXTRAS and FAULTS_MINUTES are described in CONTRIBUTING.md.
+"""
 
 import os
+import runpy
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import hypothesis
+import psutil
 import pytest
 
 hypothesis.settings.register_profile(
@@ -16,17 +26,84 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 STARTED = time.monotonic()
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """`make faults FAULTS_MINUTES=15`: a campaign that would begin later than that is skipped."""
+if os.environ.get("DINOX_WITHOUT_EXTRAS"):
+    WITHOUT_EXTRAS = REPOSITORY / "tests" / "without_extras"
+    runpy.run_path(str(WITHOUT_EXTRAS / "sitecustomize.py"))  # here, and in every process that a test starts:
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(WITHOUT_EXTRAS), os.environ.get("PYTHONPATH")]))
+
+
+def _cut_off(_number: int, _frame: FrameType | None) -> None:
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    pytest.skip(f"the {os.environ['FAULTS_MINUTES']} minutes of FAULTS_MINUTES are over; until then nothing had failed")
+
+
+@contextmanager
+def _within_faults_minutes(item: pytest.Item) -> Iterator[None]:
+    """`make faults FAULTS_MINUTES=15`: a campaign that is at work then is cut off, a later one does not begin.
+
+    Out of time is a skip, not a failure: what the campaign had checked until then was right.
+    """
     minutes = os.environ.get("FAULTS_MINUTES")
-    if minutes and item.get_closest_marker("fault") and time.monotonic() - STARTED > 60 * float(minutes):
+    if not minutes or not item.get_closest_marker("fault"):
+        yield
+        return
+    left_s = STARTED + 60 * float(minutes) - time.monotonic()
+    if left_s <= 0:
         pytest.skip(f"the {minutes} minutes of FAULTS_MINUTES are over")
+    # Not SIGALRM: pytest-timeout has it.
+    before = signal.signal(signal.SIGUSR1, _cut_off)
+    timer = threading.Timer(left_s, signal.pthread_kill, (threading.get_ident(), signal.SIGUSR1))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with _within_faults_minutes(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with _within_faults_minutes(item):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The folder of the checkout."""
     return REPOSITORY
+
+
+FORBID_SOCKETS = """
+import socket
+
+def refuse(*arguments, **named):
+    raise AssertionError("a socket was asked for: " + repr((arguments, named)))
+
+class Refused(socket.socket):
+    # multiprocessing and asyncio may name the class; nobody may connect, bind or send with it.
+    connect = connect_ex = bind = sendto = refuse
+
+socket.socket = Refused
+socket.create_connection = socket.getaddrinfo = socket.gethostbyname = refuse
+"""
+
+
+@pytest.fixture(scope="session")
+def sockets_forbidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH: Python processes that have it, and those that they start, get no connection."""
+    folder = tmp_path_factory.mktemp("forbid")
+    # sitecustomize is imported by every Python process that has it on its path: workers are held to it as well.
+    (folder / "sitecustomize.py").write_text(FORBID_SOCKETS)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -4,26 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-FORBID = """
-import socket
 
-def refuse(*arguments, **named):
-    raise AssertionError("a socket was asked for: " + repr((arguments, named)))
-
-class Refused(socket.socket):
-    # multiprocessing and asyncio may name the class; nobody may connect, bind or send with it.
-    connect = connect_ex = bind = sendto = refuse
-
-socket.socket = Refused
-socket.create_connection = socket.getaddrinfo = socket.gethostbyname = refuse
-"""
-
-
-def test_the_whole_way_with_sockets_forbidden(tmp_path: Path, repository: Path) -> None:
-    # sitecustomize is imported by every Python process that has it on its path: workers are held to it as well.
-    (tmp_path / "forbid").mkdir()
-    (tmp_path / "forbid/sitecustomize.py").write_text(FORBID)
-    environment = {"PYTHONPATH": f"{tmp_path / 'forbid'}:{repository}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+def test_the_whole_way_with_sockets_forbidden(tmp_path: Path, repository: Path, sockets_forbidden: Path) -> None:
+    environment = {"PYTHONPATH": f"{sockets_forbidden}:{repository}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
 
     def run(*arguments: str, codes: tuple[int, ...] = (0,)) -> str:
         command = [sys.executable, *arguments]

@@ -1,5 +1,6 @@
 """The wheel: the three packages whole, typed, with the licence, and nothing else; built without a network."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -66,3 +67,30 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     # These replace a CPU or ROCm torch by a CUDA one, or are not free to pass on.
     for never in ("torchvision", "torchaudio", "timm", "pylibjpeg[all]", "pylibjpeg-libjpeg"):
         assert never not in required
+
+
+def test_it_installs_offline_and_its_modules_are_imported_from_there(
+    wheel: zipfile.ZipFile, sockets_forbidden: Path, tmp_path: Path
+) -> None:
+    """An install from a folder alone (`make faults` does the same with all dependencies, where they can be had)."""
+    folder, target = Path(str(wheel.filename)).parent, tmp_path / "installed"
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+
+    def run(*arguments: str | Path, path: str) -> str:
+        command = [sys.executable, *map(str, arguments)]
+        done = subprocess.run(
+            command, env=environment | {"PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    offline = ("--no-index", "--no-deps", "--find-links", folder, "--target", target)
+    run("-m", "pip", "install", *offline, "dinox", path=str(sockets_forbidden))
+    code = """
+import importlib.util, socket, dinox_io
+assert socket.socket.__name__ == "Refused"
+for name in ("dinox_io", "dinox_model", "dinox_train"):
+    print(importlib.util.find_spec(name).origin)
+"""
+    found = run("-c", code, path=f"{target}:{sockets_forbidden}").split()
+    assert found == [str(target / name / "__init__.py") for name in PACKAGES]

@@ -26,7 +26,7 @@ def wanted_packages(project: Path) -> list[str]:
     described = requirements(project)
     lines = list(described["dependencies"])
     for extra in EXTRAS:
-        lines += described.get("optional-dependencies", {}).get(extra, [])
+        lines += described["optional-dependencies"][extra]
     built_with = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     return [line for line in lines if not line.startswith("torch>")] + built_with + list(BUILD_TOOLS)
 
@@ -74,6 +74,16 @@ def collect(pip: Pip, project: Path, output: Path) -> bool:
     return has_torch
 
 
+def check_replaceable(output: Path) -> None:
+    """Raises SetupError where something would be lost: `output` is a file, or a folder with more than wheels."""
+    if not output.is_dir():
+        if output.exists() or output.is_symlink():
+            raise SetupError(f"{output} is no folder. Name a new one, or one that holds nothing but wheels.")
+        return
+    if any(file.suffix != ".whl" for file in output.iterdir()):
+        raise SetupError(f"{output} holds more than wheels, and would be replaced. Name another folder.")
+
+
 def report(output: Path, has_torch: bool) -> None:
     files = list(output.iterdir())
     mebibytes = sum(file.stat().st_size for file in files) / 2**20
@@ -94,10 +104,8 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, default=PROJECT / "wheels", help="folder to make anew (default: wheels)")
     output = parser.parse_args().output.absolute()
-    if output.exists() and any(file.suffix != ".whl" for file in output.iterdir()):
-        print(f"wheels: {output} holds more than wheels; it would be replaced. Name another folder.", file=sys.stderr)
-        return 1
     try:
+        check_replaceable(output)
         has_torch = collect(Pip(Path(sys.prefix), {}), PROJECT, output)
     except (SetupError, OSError) as error:
         print(f"wheels: {error}", file=sys.stderr)

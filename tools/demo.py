@@ -8,6 +8,7 @@ again on the same folder goes on where it stopped, and says so where nothing is 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -16,9 +17,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -32,10 +34,85 @@ PHANTOM_SHORT = ["--patients", "4", "--size", "128", "--slices", "24"]
 SHORT_SETTINGS = ["train.updates=12", "checkpoint.every=4", "evaluate.every=6"]
 SOME_REJECTED = 3
 POLL_S = 0.2
+PATIENCE_S = 120
 
 
 class DemoError(RuntimeError):
     """A stage failed; the message says which and how, what the program itself said stands above."""
+
+
+class Stopped(Exception):
+    """The demo was told to end, and the program that ran has ended."""
+
+
+class Program:
+    """A program of the repository, in a session of its own, that is told to end at most once.
+
+    The terminal's Ctrl-C therefore reaches the demo alone, which passes it on. A trainer that got it from both would
+    take the second one for "at once", and lose the updates since its last checkpoint.
+    """
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self.process = subprocess.Popen(command, cwd=folder, start_new_session=True)
+        self._told = False
+
+    def tell(self, number: int) -> None:
+        """Send it a signal, unless it was sent one before."""
+        if not self._told:
+            self._told = True
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it and what it started, at once; nothing where it has ended. Does not wait: signal handlers may not."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+class Stop:
+    """Notes a signal that ends the demo, and passes it on to the program that runs: neither dies with work unsaved."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._program: Program | None = None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Ctrl-C, SIGTERM and the closing of the terminal are noted within; one that is ignored (nohup) stays so."""
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        again = self.received is not None
+        self.received = self.received or signal.Signals(number)
+        # Only a person asks twice. A SIGTERM to a whole group comes twice too: from its sender, and from make.
+        if self._program and again and number == signal.SIGINT:
+            self._program.kill()
+        else:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._program:
+            self._program.tell(signal.SIGINT if self.received == signal.SIGINT else signal.SIGTERM)
+
+    def start(self, command: list[str], folder: Path) -> Program:
+        """Start a program. Raises Stopped where the demo was told to end before."""
+        self.check()
+        self._program = Program(command, folder)
+        if self.received:
+            self._pass_on()
+        return self._program
+
+    def check(self) -> None:
+        """Raises Stopped where the demo was told to end."""
+        if self.received:
+            raise Stopped
 
 
 @dataclass
@@ -46,6 +123,7 @@ class Demo:
     data: Path | None
     short: bool
     repository: Path
+    stop: Stop = field(default_factory=Stop)
     took_s: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -84,36 +162,36 @@ def heading(text: str) -> None:
     print(f"\n== {text}", flush=True)
 
 
-def start(demo: Demo, command: list[str]) -> subprocess.Popen[bytes]:
+def start(demo: Demo, command: list[str]) -> Program:
     """Start a program with its output in view, and print what is called."""
     print(f"$ {shlex.join(command)}", flush=True)
-    return subprocess.Popen(command, cwd=demo.repository)
+    return demo.stop.start(command, demo.repository)
 
 
-def wait(program: subprocess.Popen[bytes]) -> int:
-    """Its exit code. Where the demo itself is stopped, the program is stopped first: nothing stays behind."""
+def wait(demo: Demo, program: Program, meanwhile: Callable[[], None] = lambda: None) -> int:
+    """Its exit code; `meanwhile` is called again and again. Raises Stopped where the demo was told to end meanwhile."""
+    limit_s = None
     try:
-        return program.wait()
-    except BaseException:
-        stop(program)
-        raise
-
-
-def stop(program: subprocess.Popen[bytes]) -> None:
-    """End a program as the system's service manager would: SIGTERM, and time to write a checkpoint."""
-    if program.poll() is None:
-        program.terminate()
-        try:
-            program.wait(120)
-        except subprocess.TimeoutExpired:
-            program.kill()
-            program.wait()
+        while (code := program.process.poll()) is None:
+            meanwhile()
+            if demo.stop.received and limit_s is None:
+                limit_s = time.monotonic() + PATIENCE_S
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    print(f"\ndemo: it gets {PATIENCE_S} s to save its work; Ctrl-C again ends it at once.", flush=True)
+            if limit_s is not None and time.monotonic() > limit_s:
+                program.kill()
+            time.sleep(POLL_S)
+    finally:
+        program.kill()
+        program.process.wait()
+    demo.stop.check()
+    return code
 
 
 def stage(demo: Demo, name: str, command: list[str], allowed: Sequence[int] = (0,)) -> int:
     """Run a program to its end. Raises DemoError where its exit code is not an allowed one."""
     begin = time.monotonic()
-    code = wait(start(demo, command))
+    code = wait(demo, start(demo, command))
     demo.took_s[name] = time.monotonic() - begin
     if code not in allowed:
         raise DemoError(f"the stage “{name}” failed with exit code {code}; what it said stands above.")
@@ -163,15 +241,12 @@ def train_until(demo: Demo, update: int, number: signal.Signals) -> None:
     """Train, and interrupt the trainer when `update` is in its metrics. Raises DemoError where it ends otherwise."""
     begin = time.monotonic()
     program = start(demo, demo.train_command())
-    try:
-        while program.poll() is None and last_update(demo) < update:
-            time.sleep(POLL_S)
-        if program.poll() is None:
-            program.send_signal(number)
-    except BaseException:
-        stop(program)
-        raise
-    code = wait(program)
+
+    def interrupt() -> None:
+        if last_update(demo) >= update:
+            program.tell(number)
+
+    code = wait(demo, program, interrupt)
     demo.took_s["train"] = demo.took_s.get("train", 0.0) + time.monotonic() - begin
     if sys.stdout.isatty():
         print("\033[?25h", end="")  # a killed progress bar cannot give the cursor back
@@ -275,7 +350,9 @@ def workspace(folder: Path, data: Path | None, short: bool) -> Path:
 
 def parse_arguments(arguments: Sequence[str] | None, repository: Path) -> Demo:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="exit code: 0 done, 1 a stage failed, 2 usage")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="exit code: 0 done, 1 a stage failed, 2 usage, 130 or 143 interrupted"
+    )
     parser.add_argument("--data", type=Path, help="a folder with your own DICOM files, instead of the phantom")
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where to write (default: demo)")
     parser.add_argument("--short", action="store_true", help="a small phantom and few updates: is everything in place?")
@@ -290,16 +367,15 @@ def parse_arguments(arguments: Sequence[str] | None, repository: Path) -> Demo:
 def main(arguments: Sequence[str] | None = None, repository: Path = REPOSITORY) -> int:
     """Run the demo with the programs of `repository`; returns the exit code."""
     demo = parse_arguments(arguments, repository)
-    # A plain SIGTERM would leave the program that is running behind, without its parent.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        work(demo)
+        with demo.stop.listening():
+            work(demo)
     except DemoError as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except Stopped:
         print("\ndemo: interrupted; the same command goes on from here.", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (demo.stop.received or 0)
     return 0
 
 

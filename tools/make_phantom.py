@@ -212,7 +212,7 @@ def parse_arguments(arguments: list[str] | None) -> tuple[Path, Options]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit 0 written or there already, 1 not possible there (nothing changed), 2 usage."""
+    """Exit 0 written or there already, 1 not possible there (nothing changed), 2 usage, 130 interrupted."""
     folder, options = parse_arguments(arguments)
     begin = time.monotonic()
     try:
@@ -221,6 +221,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (PhantomError, OSError) as error:
         print(f"make_phantom: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("make_phantom: interrupted; the same command begins again", file=sys.stderr)
+        return 130
     took = "was there already" if existed else f"written in {time.monotonic() - begin:.0f} s"
     print(
         f"{folder}: {took}. {record['patients']} patients, {record['series']} CT series, {record['slices']} slices, "

@@ -5,21 +5,43 @@ python tools/readme_picture.py demo/run docs/images/demo_report.png
 """
 
 import argparse
+import io
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from dinox_io.atomic import write_atomically
+
 BACKGROUND, INK, FAINT, BLUE, ORANGE = "#101418", "#e8ecf0", "#93a0ad", "#6fa8dc", "#e69f5b"
 
 
+class PictureError(Exception):
+    """What is missing for the picture, where, and what to do."""
+
+
+def read_run(run: Path) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray]:
+    """Lines of metrics.jsonl, and the pictures of views and of patch features. Raises PictureError."""
+    metrics = run / "metrics.jsonl"
+    pictures = [run / "pictures" / f"{name}.png" for name in ("views", "patch_features")]
+    for file in (metrics, *pictures):
+        if not file.is_file():
+            raise PictureError(f"{file} is not there: {run} is no finished run. `make demo` makes one in demo/run.")
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    if not lines:
+        raise PictureError(f"{metrics} holds no update yet: let the run go on to its end.")
+    views, features = (imread(file) for file in pictures)
+    return lines, views, features
+
+
 def draw(run: Path, picture: Path) -> None:
-    """Write `picture` (PNG) from RUN/metrics.jsonl and RUN/pictures/."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    views, features = (imread(run / "pictures" / f"{name}.png") for name in ("views", "patch_features"))
+    """Write `picture` (PNG) from RUN/metrics.jsonl and RUN/pictures/. Raises PictureError."""
+    lines, views, features = read_run(run)
     figure = Figure(figsize=(14, 7), dpi=100, facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
     _curve(figure, lines)
@@ -31,17 +53,18 @@ def draw(run: Path, picture: Path) -> None:
     )
     _show(figure, features, (0.6, 0.03, 0.38, 0.9), "held-out slices, and what their patch features say")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, facecolor=BACKGROUND, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", facecolor=BACKGROUND, metadata={"Software": None})
+    write_atomically(picture, drawn.getvalue())
 
 
-def _curve(figure: Figure, lines: list[dict]) -> None:
+def _curve(figure: Figure, lines: list[dict[str, Any]]) -> None:
     axes = figure.add_axes((0.06, 0.68, 0.5, 0.25), facecolor=BACKGROUND)
     updates, loss = [line["update"] for line in lines], np.array([line["loss"] for line in lines], float)
     checked = [(line["update"], line["loss_val"]) for line in lines if line["loss_val"] is not None]
     axes.plot(updates, loss, color=BLUE, linewidth=1, label="loss")
-    axes.plot(
-        *zip(*checked, strict=True), color=ORANGE, marker="o", label="on patients it never saw"
-    ) if checked else None
+    if checked:
+        axes.plot(*zip(*checked, strict=True), color=ORANGE, marker="o", label="on patients it never saw")
     axes.set_title("loss, by update", color=INK, fontsize=10, loc="left")
     axes.tick_params(colors=FAINT, labelsize=8)
     axes.legend(labelcolor=INK, frameon=False, fontsize=8)
@@ -57,14 +80,19 @@ def _show(figure: Figure, image: np.ndarray, place: tuple[float, float, float, f
     axes.set_title(title, color=INK, fontsize=10, loc="left")
 
 
-def main() -> None:
-    """The command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder, e.g. demo/run")
     parser.add_argument("picture", type=Path, help="the PNG to write")
-    values = parser.parse_args()
-    draw(values.run, values.picture)
+    values = parser.parse_args(arguments)
+    try:
+        draw(values.run, values.picture)
+    except (PictureError, OSError) as error:
+        print(f"readme_picture: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -34,11 +34,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from environment.installer import Pip, only_from, say
-from environment.machine import SetupError, Torch, check_reusable, in_range, installed_torch, requirements
+from environment.machine import SetupError, Torch, check_reusable, in_range, installed_torch
 from environment.torch_builds import install_torch
 
 PROJECT = Path(__file__).resolve().parent.parent
-EXTRAS = ("dicom", "nifti", "dev")
+EXTRAS = ("dicom", "dev")
 # What must not move while torch does not: its compiler, whose name depends on the vendor, and what is built against it.
 PINNED_WITH_TORCH = (
     "torch",
@@ -226,9 +226,8 @@ def fill(pip: Pip, project: Path, folder: Path, torch_index: str | None, wheels:
         pip.constraints.unlink(missing_ok=True)
         install_torch(pip, project, torch_index, wheels)
     pin_torch(folder)
-    extras = [extra for extra in EXTRAS if extra in requirements(project).get("optional-dependencies", {})]
-    say(f"the project, with its extras {', '.join(extras)}")
-    pip.install("--editable", f"{project}[{','.join(extras)}]")
+    say(f"the project, with its extras {', '.join(EXTRAS)}")
+    pip.install("--editable", f"{project}[{','.join(EXTRAS)}]")
 
 
 def leave_environment(folder: Path) -> None:

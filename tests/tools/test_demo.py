@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,27 +24,33 @@ out = pathlib.Path(sys.argv[sys.argv.index('--output') + 1]); out.mkdir(exist_ok
 sys.exit(3)
 """
 )
-# Writes a line an update, a checkpoint every 3, and resumes from the newest one, as the contract says of the trainer.
+# Writes a line an update, a checkpoint every 3 and when told to stop, resumes from the newest one and ends at once when
+# told twice, as the contract says of the trainer.
 TRAIN = (
     LOG
     + """
-import json, signal, time
+import json, os, signal, time
 settings = dict(a.split('=', 1) for a in sys.argv[1:] if '=' in a)
 run = pathlib.Path(settings['run.folder']); run.mkdir(exist_ok=True)
 total, metrics, checkpoint = int(settings.get('train.updates', 16)), run / 'metrics.jsonl', run / 'checkpoint'
 done = int(checkpoint.read_text()) if checkpoint.exists() else 0
 stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+def stop(number, frame):
+    if stopped:
+        os._exit(128 + number)
+    stopped.append(number)
+signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGINT, stop)
 lines = metrics.read_text().splitlines()[:done] if metrics.exists() else []
 metrics.write_text(''.join(line + '\\n' for line in lines))
 for update in range(done + 1, total + 1):
     time.sleep(0.08)
     with metrics.open('a') as f:
         f.write(json.dumps({'update': update, 'loss': 9.0 / update, 'images_per_s': 5.0, 'knn_z': None}) + '\\n')
+    (run / 'begun').touch()
     if update % 3 == 0 or update == total or stopped:
-        checkpoint.write_text(str(update))
+        (run / 'new').write_text(str(update)), (run / 'new').rename(checkpoint)
     if stopped:
-        sys.exit(143)
+        sys.exit(128 + stopped[0])
 (run / 'report.html').write_text('done')
 """
 )
@@ -57,6 +64,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "tools/make_phantom.py": PHANTOM,
         "tools/pack_shards.py": PACK,
         "tools/verify_shards.py": LOG,
+        "dinox_train/__init__.py": "",  # a real package, so that it hides the one that is installed
         "dinox_train/__main__.py": TRAIN,
         "configs/demo.yaml": "train: {updates: 16}\n",
     }.items():
@@ -143,20 +151,60 @@ def test_a_trainer_that_refuses_is_shown(repository: Path, tmp_path: Path, capfd
     assert "exit code 2" in said
 
 
-def test_stopping_the_demo_stops_the_trainer_with_a_checkpoint(repository: Path, tmp_path: Path):
+def _demo(repository: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """A demo in a process that leads a group of its own, as a shell starts it."""
     code = f"import sys; sys.path.insert(0, {str(Path(demo_program.__file__).parent)!r}); import demo, pathlib; "
-    code += f"sys.exit(demo.main(['--folder', {str(tmp_path / 'demo')!r}], pathlib.Path({str(repository)!r})))"
-    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
-    metrics = tmp_path / "demo" / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(program.pid, signal.SIGTERM)
-    assert program.wait(60) == 143
-    updates = _updates(tmp_path / "demo")
-    assert (metrics.parent / "checkpoint").read_text() == str(updates[-1])
+    code += f"sys.exit(demo.main(['--folder', {str(folder)!r}], pathlib.Path({str(repository)!r})))"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def _nobody_trains_on_from(folder: Path) -> list[int]:
+    updates = _updates(folder)
     time.sleep(0.5)
-    assert _updates(tmp_path / "demo") == updates  # nobody trains any more
+    assert _updates(folder) == updates
+    return updates
+
+
+@pytest.mark.parametrize(
+    ("signals", "send", "code"),
+    [
+        ([signal.SIGINT], os.killpg, 130),  # Ctrl-C in a terminal
+        ([signal.SIGINT], os.kill, 130),
+        ([signal.SIGTERM], os.kill, 143),
+        ([signal.SIGTERM, signal.SIGTERM], os.killpg, 143),  # make passes on what the whole group got
+        ([signal.SIGHUP], os.killpg, 129),  # the terminal was closed
+    ],
+)
+def test_stopping_the_demo_stops_the_trainer_with_a_checkpoint(
+    repository: Path, tmp_path: Path, signals: list[signal.Signals], send: Callable[[int, int], None], code: int
+):
+    with _demo(repository, tmp_path / "demo") as program:
+        _wait_for(tmp_path / "demo" / "run" / "begun")
+        for number in signals:
+            send(program.pid, number)
+        assert program.wait(60) == code
+    updates = _nobody_trains_on_from(tmp_path / "demo")
+    assert len(updates) < 8  # before the demo's own interruption
+    assert (tmp_path / "demo" / "run" / "checkpoint").read_text() == str(updates[-1])
+
+
+def test_ctrl_c_again_ends_a_program_that_does_not_stop(repository: Path, tmp_path: Path):
+    (repository / "dinox_train" / "__main__.py").write_text(
+        "import signal, time, pathlib\nsignal.signal(signal.SIGINT, lambda *_: pathlib.Path('told').touch())\n"
+        "pathlib.Path('ready').touch()\nwhile True: time.sleep(0.05)"
+    )
+    with _demo(repository, tmp_path / "demo") as program:
+        for mark in ("ready", "told"):
+            _wait_for(repository / mark)
+            program.send_signal(signal.SIGINT)
+        assert program.wait(60) == 130
 
 
 def test_wrong_data_folder_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -21,7 +21,7 @@ from phantom.anatomy import render
 from phantom.body import heart_distance, lung_distance
 from phantom.dicom_export import stored_values
 from phantom.nodules import run_lengths
-from phantom.noise import lag_one_correlation, overlap_share, slice_noise
+from phantom.noise import overlap_share, slice_noise, taps
 from phantom.study import StudyPlan, plan_series
 
 from dinox_io.codec import apply_filter
@@ -68,6 +68,12 @@ def _marks(folder: Path) -> list[dict]:
 def _mask(mark: dict) -> np.ndarray:
     runs = mark["mask"]["runs"]
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(mark["mask"]["shape"])
+
+
+def _lag_one_correlation(blur_px: float) -> float:
+    """Correlation of neighbouring pixels that the filter of the noise gives."""
+    weights = taps(blur_px).astype(np.float64)
+    return float((weights[1:] * weights[:-1]).sum() / (weights**2).sum())
 
 
 def test_same_seed_same_bytes_and_earlier_patients_do_not_depend_on_later_ones(study_folder: Path, tmp_path: Path):
@@ -162,7 +168,7 @@ def test_noise_has_the_fitted_strength_and_correlation(sigma: float, blur: float
     fields = [slice_noise(256, 256, sigma_hu=sigma, blur_px=blur, overlap=0.0, key=(1, 2), index=i) for i in (0, 1)]
     assert fields[0].std() == pytest.approx(sigma, rel=0.03)
     for neighbour in (fields[0][:, 1:] * fields[0][:, :-1], fields[0][1:] * fields[0][:-1]):
-        assert neighbour.mean() / sigma**2 == pytest.approx(lag_one_correlation(blur), abs=0.03)
+        assert neighbour.mean() / sigma**2 == pytest.approx(_lag_one_correlation(blur), abs=0.03)
     assert abs((fields[0] * fields[1]).mean()) < 0.03 * sigma**2
 
 
@@ -192,7 +198,7 @@ def test_noise_of_a_slice_is_that_of_its_kernel():
     middle = noise[96:160, 96:160]
     assert middle.std() == pytest.approx(18.0, rel=0.08)
     lag = (middle[:, 1:] * middle[:, :-1]).mean() / middle.var()
-    assert lag == pytest.approx(lag_one_correlation(plan.protocol.blur_px), abs=0.06)
+    assert lag == pytest.approx(_lag_one_correlation(plan.protocol.blur_px), abs=0.06)
 
 
 def test_marks_point_at_what_is_in_the_pixels(study_folder: Path, series: dict[str, list[pydicom.Dataset]]):

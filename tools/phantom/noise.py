@@ -20,12 +20,6 @@ def taps(blur_px: float) -> Array:
     return (weights / np.sqrt((weights**2).sum())).astype(np.float32)
 
 
-def lag_one_correlation(blur_px: float) -> float:
-    """Correlation of neighbouring pixels that the filter gives."""
-    weights = taps(blur_px).astype(np.float64)
-    return float((weights[1:] * weights[:-1]).sum() / (weights**2).sum())
-
-
 def correlated(rows: int, columns: int, blur_px: float, key: tuple[int, ...]) -> Array:
     """A field of mean 0 and standard deviation 1, float32 (rows, columns), the same for the same key."""
     weights = taps(blur_px)
