@@ -6,6 +6,7 @@ lung in air, with noise of a reconstruction kernel's texture. Nothing can be lea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,26 +15,27 @@ from dinox_io.manifest import build_manifest, commit_set
 from dinox_io.shard import ShardWriter, encode_volume
 from dinox_io.volume import Volume
 
-NUM_VOLUMES = 12
+SIDES = {number: "val" if number % 4 == 3 else "train" for number in range(12)}
 SHAPE = (24, 256, 256)
 SPACING_MM = (2.0, 1.4, 1.4)
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
-def write_fake_set(folder: Path) -> Path:
-    """Write the set into `folder`, unless a complete one lies there already; return `folder`."""
+def write_fake_set(folder: Path, sides: Mapping[int, str] = SIDES) -> Path:
+    """Write the set into `folder`, unless a complete one lies there already; return `folder`.
+
+    sides: number of each volume to its side of the split; every volume is a patient of its own.
+    """
     if (folder / "manifest.json").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    sides = {}
+    volumes = {number: fake_volume(number) for number in sides}
     writer = ShardWriter(folder / "shard-000000.tar", config_digest="fake")
-    for number in range(NUM_VOLUMES):
-        volume = fake_volume(number)
+    for volume in volumes.values():
         writer.add(encode_volume(volume))
-        sides[volume.id] = "val" if number % 4 == 3 else "train"
     manifest = build_manifest(
         [writer.finish()],
-        sides=sides,
+        sides={volumes[number].id: side for number, side in sides.items()},
         options={},
         rejected_by_code={},
         config_digest="fake",

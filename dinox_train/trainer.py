@@ -27,7 +27,7 @@ from dinox_train.learner import Learner, Values
 from dinox_train.metrics import LineFile
 from dinox_train.pictures import save_views_picture
 from dinox_train.platform import assert_precision
-from dinox_train.report import write_report
+from dinox_train.report import verdict_in_words, write_report
 from dinox_train.run import RunFolder, StopSignals, log
 from dinox_train.step import NUM_GLOBAL, StepResult, ViewBatch
 from dinox_train.views import ViewPlan, draw_views, render_views
@@ -94,7 +94,8 @@ class Trainer:
                 code = EXIT_STALLED if isinstance(error, LoaderStalled) else EXIT_ERROR
             self.save()
             self._event("ended", _ENDINGS.get(code, f"by signal {stop.received}") + f" after update {self.update}")
-            write_report(self.folder.path)
+            report = write_report(self.folder.path)
+            log.info("%s: %s", report, verdict_in_words(self.folder.path))
             return code
         except Exception as error:
             self._event("stopped", f"by an error: {error}")

@@ -312,7 +312,8 @@ def summary(demo: Demo) -> None:
     for line in figures(read_lines(demo.run_folder / "metrics.jsonl")):
         print(f"  {line}")
     print("  time: " + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in demo.took_s.items()))
-    print("  (knn_z: how well a slice's features tell its height in the body, on patients held out; 1 is perfect)")
+    print("  (knn_z: how well a slice's features tell its height in the body, on patients held out; 1 is perfect.")
+    print("  So few updates on so few patients show that everything works, not what a network can learn.)")
     python = show(Path(sys.executable))
     print(
         "\nYour own CT scans, the same way:\n"

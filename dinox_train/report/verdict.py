@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from dinox_train.report.history import History
+from dinox_train.report.history import History, read_history
 from dinox_train.report.numerals import number, percent
 
 Level = Literal["good", "watch", "bad"]
@@ -50,6 +51,12 @@ def summary(history: History, found: list[Finding]) -> Finding:
     if found[0].level in words:
         return Finding(found[0].level, f"{words[found[0].level]} {found[0].text}")
     return Finding("good", "Healthy: the loss falls, and no figure points to a collapse.")
+
+
+def verdict_in_words(folder: Path) -> str:
+    """What the report of a run folder says first."""
+    history = read_history(folder)
+    return summary(history, findings(history)).text
 
 
 def most_prototypes(history: History) -> float | None:

@@ -18,7 +18,7 @@ from dinox_io.manifest import build_manifest, commit_set, read_manifest
 from dinox_io.shard import ShardWriter, encode_volume
 from dinox_train import trainer as trainer_module
 from dinox_train.__main__ import main
-from dinox_train.fake import fake_volume
+from dinox_train.fake import fake_volume, write_fake_set
 from dinox_train.learner import Learner
 from dinox_train.metrics import read_lines
 
@@ -65,6 +65,7 @@ def test_the_run_folder_holds_what_was_agreed(whole: Path) -> None:
     assert (whole / "heartbeat").read_text() == "9\n"
     assert {path.name for path in (whole / "pictures").iterdir()} == {"views.png", "patch_features.png"}
     assert "<html" in (whole / "report.html").read_text()
+    assert "report.html: Too early to judge" in (whole / "train.log").read_text()
 
 
 def test_metrics_have_one_line_an_update_with_every_field(whole: Path) -> None:
@@ -321,31 +322,9 @@ def test_images_per_s_counts_updates_and_not_their_pieces(
     assert all(line["images_per_s"] < 4 / 0.4 for line in read_lines(tmp_path / "metrics.jsonl"))
 
 
-def set_of(folder: Path, sides: dict[int, str]) -> Path:
-    """A set of made-up volumes, on the sides given by number."""
-    folder.mkdir()
-    writer = ShardWriter(folder / "shard-000000.tar", config_digest="test")
-    volumes = {number: fake_volume(number) for number in sides}
-    for volume in volumes.values():
-        writer.add(encode_volume(volume))
-    manifest = build_manifest(
-        [writer.finish()],
-        sides={volumes[number].id: side for number, side in sides.items()},
-        options={},
-        rejected_by_code={},
-        config_digest="test",
-        leaks=[],
-        packer="test",
-        sources={"files": 0, "bytes": 0},
-        previous=None,
-    )
-    commit_set(folder, manifest)
-    return folder
-
-
 @pytest.mark.parametrize("left", ["train", "val"])
 def test_the_test_side_is_never_opened(tmp_path: Path, train: Train, left: str) -> None:
-    shards = set_of(tmp_path / "shards", {0: left, 1: "test"})
+    shards = write_fake_set(tmp_path / "shards", {0: left, 1: "test"})
     assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=2", "evaluate.every=1") == 0
     assert "1 test volumes stay closed" in (tmp_path / "run/train.log").read_text()
     with Path(shards / "shard-000000.tar").open("r+b") as shard, tarfile.open(shards / "shard-000000.tar") as archive:
@@ -357,19 +336,19 @@ def test_the_test_side_is_never_opened(tmp_path: Path, train: Train, left: str) 
 
 
 def test_a_set_without_a_validation_side_trains_on_all_and_reports_null(tmp_path: Path, train: Train) -> None:
-    shards = set_of(tmp_path / "shards", {0: "train", 1: "none"})
+    shards = write_fake_set(tmp_path / "shards", {0: "train", 1: "none"})
     assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=1") == 0
     assert "all 2 volumes to train on" in (tmp_path / "run/train.log").read_text()
     assert lines(tmp_path / "run")[0]["knn_z"] is None
 
 
 def test_a_set_of_test_volumes_only_is_refused(tmp_path: Path, train: Train) -> None:
-    shards = set_of(tmp_path / "shards", {0: "test"})
+    shards = write_fake_set(tmp_path / "shards", {0: "test"})
     assert train(tmp_path / "run", f"data.shards={shards}") == 2
 
 
 def test_a_grown_set_is_trained_as_the_run_began(tmp_path: Path, train: Train) -> None:
-    shards = set_of(tmp_path / "shards", {0: "train", 1: "val"})
+    shards = write_fake_set(tmp_path / "shards", {0: "train", 1: "val"})
     assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=2", "evaluate.every=100") == 0
     before = read_manifest(shards)
     writer = ShardWriter(shards / "shard-000001.tar", config_digest="test")
@@ -391,4 +370,5 @@ def test_a_grown_set_is_trained_as_the_run_began(tmp_path: Path, train: Train) -
     assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=3", "evaluate.every=100") == 0
     assert "has grown since the run began" in (tmp_path / "run/train.log").read_text()
     assert json.loads((tmp_path / "run/env.json").read_text())["shards_digest"] == before["self"]
-    assert train(tmp_path / "run", f"data.shards={set_of(tmp_path / 'other', {3: 'train'})}", "train.updates=4") == 2
+    other = write_fake_set(tmp_path / "other", {3: "train"})
+    assert train(tmp_path / "run", f"data.shards={other}", "train.updates=4") == 2
