@@ -231,18 +231,8 @@ class Config(Section):
 # What a resumed run may change: where things lie, how fast they run, how often something is written. All else is
 # mathematics.
 FREE_ON_RESUME = (
-    "run.",
-    "device",
-    "data.shards",
-    "data.threads",
-    "data.prefetch_mib",
-    "data.timeout_s",
-    "train.updates",
-    "train.accumulation",
-    "checkpoint.",
-    "evaluate.",
-    "log.",
-    "health.",
+    *("run.", "device", "data.shards", "data.threads", "data.prefetch_mib", "data.timeout_s"),
+    *("train.updates", "train.accumulation", "checkpoint.", "evaluate.", "log.", "health."),
 )
 
 
