@@ -138,8 +138,7 @@ def settled(config: Config, previous: Config | None) -> Config:
     if config.run.init_from != previous.run.init_from and config.run.init_from is not None:
         raise ConfigError(
             f"run.init_from: {config.run.folder} holds checkpoints of a run that began otherwise; weights start a "
-            "new run, "
-            "so give another run.folder."
+            "new run, so give another run.folder."
         )
     changed = difference(previous, config)
     if changed:

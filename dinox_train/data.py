@@ -79,10 +79,9 @@ def _as_the_run_began(
     earlier = folder / "manifests" / f"{digest}.json"
     if not earlier.is_file():
         raise ConfigError(
-            f"data.shards: {folder} has the digest {shards.digest[:16]}…, and the run began with "
-            f"{str(digest)[:16]}…, of which "
-            "it knows nothing: it is another set, or was written anew. Give the set of the run, or start another "
-            "run.folder."
+            f"data.shards: {folder} has the digest {shards.digest[:16]}…, and the run began with {str(digest)[:16]}…, "
+            "of which it knows nothing: it is another set, or was written anew. Give the set of the run, or start "
+            "another run.folder."
         )
     newer = shards.digest
     shards.close()
@@ -101,6 +100,5 @@ def refuse_leaks(volumes: Sequence[VolumeRecord]) -> None:
             if len(ids) == 2:
                 raise LeakError(
                     f"leak: {what} {value} stands in train (volume {ids['train']}) and in val (volume {ids['val']}): "
-                    "figures "
-                    "on the validation side would flatter. Pack the set anew from its sources."
+                    "figures on the validation side would flatter. Pack the set anew from its sources."
                 )

@@ -34,8 +34,7 @@ def choose_device(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise ValueError(
                 f"device: {name} was asked for, and torch {torch.__version__} sees {count} GPUs. Set device=cpu, or "
-                "install "
-                "a build of torch for your GPU (docs/hardware.md)."
+                "install a build of torch for your GPU (docs/hardware.md)."
             )
     return device
 

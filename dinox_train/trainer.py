@@ -321,8 +321,8 @@ def in_words(line: dict[str, Any], total: int) -> str:
     """One line for people: waiting for data first, since that is what is usually wrong."""
     loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
     return (
-        f"update {line['update']}/{total}  data wait {line['data_wait_fraction']:.1%}  {line['images_per_s']:.1f} "
-        "images/s  "
-        f"loss {loss}  grad norm {line['grad_norm']:.2f}  lr {line['lr']:.2e}  "
-        f"teacher entropy {line['teacher_entropy']:.2f}  memory {line['memory_bytes'] / 2**30:.1f} GiB"
+        f"update {line['update']}/{total}  data wait {line['data_wait_fraction']:.1%}  "
+        f"{line['images_per_s']:.1f} images/s  loss {loss}  grad norm {line['grad_norm']:.2f}  "
+        f"lr {line['lr']:.2e}  teacher entropy {line['teacher_entropy']:.2f}  "
+        f"memory {line['memory_bytes'] / 2**30:.1f} GiB"
     )
