@@ -193,14 +193,14 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, named: Sequence[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put the tensors of `optimizer_tensors` back. Raises CheckpointError where names do not fit the parameters."""
-    known = {name for name, _ in named}
-    foreign = sorted(key for key in tensors if key.partition(".")[2] not in known)
+    parameters = dict(named)
+    foreign = sorted(key for key in tensors if key.partition(".")[2] not in parameters)
     if foreign:
         raise CheckpointError(f"optimizer state for parameters that this model has not: {', '.join(foreign[:5])}")
-    for name, parameter in named:
-        kinds = {key.partition(".")[0]: value for key, value in tensors.items() if key.partition(".")[2] == name}
-        if kinds:
-            optimizer.state[parameter] = {kind: value.to(parameter.device).clone() for kind, value in kinds.items()}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        parameter = parameters[name]
+        optimizer.state[parameter][kind] = value.to(parameter.device).clone()
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
