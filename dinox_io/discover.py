@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dinox_io import dicom
 from dinox_io.dicom import Identity
@@ -47,6 +48,10 @@ class FoundSeries:
     identities: set[tuple[str, str]]
     """Distinct (PatientID, IssuerOfPatientID): more than one is refused."""
     identity: Identity
+    format: str = "dicom"
+    """Which reader of formats.py makes volumes of it."""
+    given: dict[str, Any] = field(default_factory=dict)
+    """What that reader must know beside the files: its keyword arguments."""
     files: list[FoundFile] = field(default_factory=list)
 
     @property

@@ -6,7 +6,7 @@ not packed whole stands in rejected.jsonl, and whom it came from only in OUT/pri
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 from dinox_io import privacy, split
 from dinox_io.canonical import canonical_json
 from dinox_io.discover import FoundFile, FoundSeries, Grouper, ScannedFile, scan, walk
+from dinox_io.formats import READERS
 from dinox_io.hounsfield import ENCODING, volume_digest
 from dinox_io.manifest import build_manifest
 from dinox_io.output import OutputFolder, PackError, explained
 from dinox_io.progress import ProgressReport
 from dinox_io.report import PackReport, merge_rejected, merge_sources, rejected_by_code
 from dinox_io.rules import verdict
-from dinox_io.series import SeriesRules, read_series
+from dinox_io.series import SeriesRules
 from dinox_io.shard import PACKER, EncodedVolume, ShardSummary, ShardWriter, encode_volume
 from dinox_io.volume import Rejection
 from dinox_io.workers import TIMEOUT_S, Failure, WorkerPool
@@ -86,6 +87,8 @@ class SeriesTask:
     patient_from: str
     identities: int
     rules: SeriesRules
+    format: str
+    given: Mapping[str, Any]
     known: Mapping[str, str]
     """Volume id -> digest of this series in the set already."""
 
@@ -98,8 +101,14 @@ class SeriesResult:
     rows: list[Rejection] = field(default_factory=list)
 
 
-def pack(settings: PackSettings, progress: ProgressReport) -> PackReport:
-    """Pack DICOM into shards in `settings.output`; see DESIGN section 3 for what is left there.
+Found = tuple[list[FoundSeries], list[tuple[str, FoundFile]]]
+"""The series of an input, in the order in which they are packed, and (code, file) of all files that are of none."""
+Find = Callable[[PackSettings, bytes, WorkerPool, ProgressReport], Found]
+"""Finds what there is to pack: (settings, key of the pseudonyms, workers, progress)."""
+
+
+def pack(settings: PackSettings, progress: ProgressReport, *, find: Find | None = None) -> PackReport:
+    """Pack the series that `find` finds (default: `find_series`) into shards in `settings.output`; see docs/format.md.
 
     Raises:
         PackError: it could not begin or go on (usage, another packer, disk full, a damaged set); the set in the folder
@@ -110,7 +119,7 @@ def pack(settings: PackSettings, progress: ProgressReport) -> PackReport:
         key = _key(settings, folder)
         options = settings.options(key)
         _check_same_set(folder, options)
-        found, foreign = _discover(settings, key, pool, progress)
+        found, foreign = (find or find_series)(settings, key, pool, progress)
         summaries, rows = _pack_all(settings, options, folder, found, pool, progress)
         return _commit(settings, options, folder, found, foreign, summaries, rows)
 
@@ -147,10 +156,8 @@ def _check_same_set(folder: OutputFolder, options: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------------- finding
 
 
-def _discover(
-    settings: PackSettings, key: bytes, pool: WorkerPool, progress: ProgressReport
-) -> tuple[list[FoundSeries], list[tuple[str, FoundFile]]]:
-    """The series of the input, in the order in which they are packed, and (code, file) of all other files."""
+def find_series(settings: PackSettings, key: bytes, pool: WorkerPool, progress: ProgressReport) -> Found:
+    """The series of all files under the inputs, by their headers."""
     files = list(walk(settings.inputs, without=settings.output))
     progress.stage("reading headers", sum(max(file.size, 0) for file in files))
     grouper = Grouper(key)
@@ -185,7 +192,8 @@ def pack_series(task: SeriesTask) -> SeriesResult:
         return _refused(task, "MIXED_PATIENTS", count=task.identities)
     try:
         paths = [Path(path) for path in task.paths]
-        volumes, rows = read_series(paths, series=task.series, patient=task.patient, rules=task.rules)
+        read = READERS[task.format]
+        volumes, rows = read(paths, series=task.series, patient=task.patient, rules=task.rules, **task.given)
     except OSError:
         return _refused(task, "FILE_UNREADABLE")
     if task.known and volumes:
@@ -224,6 +232,8 @@ def _pack_all(
             patient_from=series.patient_from,
             identities=len(series.identities),
             rules=settings.rules,
+            format=series.format,
+            given=series.given,
             known=known.get(series.series, {}),
         )
         for series in found
