@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dinox_io.series import read_series
 from dinox_io.volume import Rejection, Volume
 
-
 SeriesReader = Callable[..., tuple[list[Volume], list[Rejection]]]
 """(paths, *, series, patient, rules, **what FoundSeries.given holds): volumes, ascending, and rows of the report."""
 
