@@ -8,6 +8,8 @@ import hashlib
 
 import numpy as np
 
+from dinox_io.filters import add_histogram
+
 ENCODING = "hu-int16"
 """Id of the only encoding of this version; recorded in the manifest and enforced when read."""
 HU_MIN = -32768
@@ -88,9 +90,7 @@ def histogram(hu: np.ndarray) -> np.ndarray:
     if hu.dtype != np.int16:
         raise ValueError(f"histogram counts int16 HU, not {hu.dtype}")
     counts = np.zeros(HISTOGRAM_BINS, np.int64)
-    # Slice by slice: bincount widens its input to 8 bytes a voxel.
+    # Slice by slice: a volume that is no contiguous array is not copied whole.
     for slice_hu in hu if hu.ndim == 3 else hu[None]:
-        # Of the bits of an int16, the sign turned over makes an offset binary: its upper 12 bits are the bin.
-        bins = (np.ascontiguousarray(slice_hu).view(np.uint16) ^ np.uint16(0x8000)) >> np.uint16(4)
-        counts += np.bincount(bins.ravel(), minlength=HISTOGRAM_BINS)
+        add_histogram(slice_hu, counts)
     return counts

@@ -9,6 +9,7 @@ a header that differs by a bit, a member out of order, a size that does not add 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import tarfile
 from dataclasses import dataclass
@@ -97,13 +98,17 @@ def encode_volume(volume: Volume, *, filter: str = "hilp", level: int = 1) -> En
     Raises ValueError for an unknown filter, an id that is no member name, or facts that take a reserved name.
     """
     encoder = SliceEncoder(filter, level)
-    frames = [encoder.encode(slice_hu) for slice_hu in volume.hu]
+    # A frame is let go once it is written: a list of them, joined at the end, would hold the volume twice.
+    body, frames = io.BytesIO(), []
+    for slice_hu in volume.hu:
+        frame = encoder.encode(slice_hu)
+        body.write(frame.data)
+        frames.append((len(frame.data), frame.size, frame.checksum))
+    body.write(seek_table(frames))
     digest = hounsfield.volume_digest(volume.hu)
     shape = (int(volume.hu.shape[0]), int(volume.hu.shape[1]), int(volume.hu.shape[2]))
     spacing_mm = (float(volume.spacing_mm[0]), float(volume.spacing_mm[1]), float(volume.spacing_mm[2]))
     meta = record_of(volume, filter=filter, digest=digest)
-    body = b"".join([frame.data for frame in frames])
-    table = seek_table([(len(frame.data), frame.size, frame.checksum) for frame in frames])
     encoded = EncodedVolume(
         id=volume.id,
         patient=volume.patient,
@@ -112,7 +117,7 @@ def encode_volume(volume: Volume, *, filter: str = "hilp", level: int = 1) -> En
         spacing_mm=spacing_mm,
         digest=digest,
         meta=meta,
-        body=body + table,
+        body=body.getvalue(),
         histogram=hounsfield.histogram(volume.hu),
     )
     if len(encoded.meta) > MAX_META_BYTES or len(encoded.body) > MAX_MEMBER_BYTES:

@@ -38,7 +38,7 @@ from environment.machine import SetupError, Torch, check_reusable, in_range, ins
 from environment.torch_builds import install_torch
 
 PROJECT = Path(__file__).resolve().parent.parent
-EXTRAS = ("dicom", "dev")
+EXTRAS = ("dicom", "nifti", "dev")
 # What must not move while torch does not: its compiler, whose name depends on the vendor, and what is built against it.
 PINNED_WITH_TORCH = (
     "torch",
@@ -55,7 +55,7 @@ PINNED_WITH_TORCH = (
 class Ready:
     """The contents of `.venv/.ready`."""
 
-    project: str  # sha256 of the project's folder, pyproject.toml and these scripts
+    project: str  # sha256 of the project's folder, pyproject.toml, sources in C and these scripts
     interpreter: str  # that .venv was made with
     torch: Torch
     reused: bool  # torch belongs to the machine, not to .venv
@@ -63,7 +63,8 @@ class Ready:
 
 
 def project_digest(project: Path) -> str:
-    files = (project / "pyproject.toml", Path(__file__), *sorted(Path(__file__).with_name("environment").glob("*.py")))
+    scripts = (Path(__file__), *sorted(Path(__file__).with_name("environment").glob("*.py")))
+    files = (project / "pyproject.toml", *sorted(project.glob("dinox_io/*.c")), *scripts)
     return hashlib.sha256(b"\0".join([os.fsencode(project), *(file.read_bytes() for file in files)])).hexdigest()
 
 
