@@ -23,12 +23,12 @@ def text(dataset: Any, keyword: str) -> str:
 
 def numbers(dataset: Any, keyword: str, count: int) -> Numbers | None:
     """`count` finite numbers, or None."""
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return None
     try:
+        value = dataset.get(keyword)  # converts its text only now
+        if value is None or value == "":
+            return None
         found = tuple(float(item) for item in (value if _is_multiple(value) else [value]))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if len(found) == count and all(map(math.isfinite, found)) else None
 

@@ -8,22 +8,26 @@ header allows, and sizes are checked before anything is allocated. Texts that co
 import io
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom import config as pydicom_config
+from pydicom.datadict import dictionary_VR
 from pydicom.pixels import get_decoder
+from pydicom.tag import Tag
 from pydicom.uid import UID, UID_dictionary
 
-from dinox_io import attributes
-from dinox_io.attributes import Numbers
+from dinox_io import attributes, elements
+from dinox_io.archive import ArchiveError, open_binary
+from dinox_io.elements import HEAD_BYTES, Unusual
 from dinox_io.fileformat import BIG_ENDIAN, DEFLATED, DICOMDIR_CLASS, EXPLICIT, IMPLICIT, NotDicom, file_meta, inflate
+from dinox_io.image import Identity, ImageFile, Slice
 from dinox_io.rules import Refused
 
 RLE = "1.2.840.10008.1.2.5"
@@ -31,6 +35,9 @@ LOSSY = frozenset(
     {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 52, 53, 54, 55, 56, 81, 91, 93, 203)}
 )  # .91, .93 and .203 may be lossless too: then LossyImageCompression says so
 LOSSY_OR_NOT = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (91, 93, 203)})
+
+CODESTREAMS = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (*range(50, 94), 201, 202, 203)})
+"""Syntaxes whose fragments are codestreams with a size of their own: the JPEG family."""
 
 EDGE_MAX = 4096
 FRAMES_MAX = 65535
@@ -44,74 +51,13 @@ _IMAGE = [
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
     "BurnedInAnnotation", "LossyImageCompression", "Manufacturer", "PatientPosition", "ConvolutionKernel", "KVP",
     "GantryDetectorTilt", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
-    "RescaleIntercept", "RescaleType", "SliceThickness", "SpacingBetweenSlices",
+    "RescaleIntercept", "RescaleType", "SliceThickness", "SpacingBetweenSlices", "AcquisitionNumber",
 ]  # fmt: skip
+_IDENTITY_TAGS = {int(Tag(name)): (name, dictionary_VR(name)) for name in [*_IDENTITY, "Modality"]}
+_LAST_OF_IDENTITY = int(Tag("SeriesInstanceUID"))
+_IMAGE_TAGS = {int(Tag(name)): (name, dictionary_VR(name)) for name in _IMAGE}
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 _DIRECTORY = ["DirectoryRecordSequence"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Who and what a file belongs to. Never leaves the packer but into OUT/private."""
-
-    patient_id: str
-    issuer: str
-    study_uid: str
-    series_uid: str
-    likeness: str
-    """Orientation, matrix and kernel: groups files that name no series."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageFile:
-    """Facts that all frames of one file share, and where its pixels lie."""
-
-    path: str
-    syntax: str
-    sop_class: str
-    sop_uid: str
-    modality: str
-    rows: int
-    columns: int
-    frames: int
-    samples: int
-    photometric: str
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
-    padding: int | None
-    burned_in: str
-    lossy: str
-    manufacturer: str
-    patient_position: str
-    pixel_offset: int | None
-    """Where the pixel data element begins (in the inflated file, if it is deflated); None: there is none."""
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of one native frame."""
-        return self.rows * self.columns * self.bits_allocated // 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slice:
-    """One frame: the facts by which slices of a series may differ. None: absent or unusable. mm, degrees, kV."""
-
-    file: ImageFile
-    frame: int
-    image_type: tuple[str, ...]
-    position: tuple[float, float, float] | None
-    orientation: Numbers | None
-    pixel_spacing: tuple[float, float] | None
-    slope: float | None
-    intercept: float | None
-    rescale_type: str
-    thickness: float | None
-    spacing_between: float | None
-    tilt: float | None
-    kernel: str
-    kvp: float | None
 
 
 # ---------------------------------------------------------------------------------------------- reading headers
@@ -133,18 +79,40 @@ def read_identity(path: Path) -> Identity:
         NotDicom: it is no DICOM image (see `NotDicom.code`).
         OSError: it cannot be read.
     """
+    with open_binary(path) as file:
+        return identify(file, file.read(HEAD_BYTES))
+
+
+def identify(file: BinaryIO, head: bytes) -> Identity:
+    """`read_identity` of an open file, whose first bytes (elements.HEAD_BYTES) are `head`."""
+    try:
+        values = elements.read_header(file, head, _IDENTITY_TAGS, last=_LAST_OF_IDENTITY).values
+        if values.get("SeriesInstanceUID"):
+            return _identity(values, "")
+    except Unusual:
+        pass
+    file.seek(0)
     wanted = [*_IDENTITY, *_DIRECTORY, "SOPClassUID", "Modality", "Rows", "Columns", "ImageOrientationPatient"]
-    with path.open("rb") as file, _quietly():
+    with _quietly():
         dataset, _, _ = _header(file, [*wanted, "ConvolutionKernel"])
         try:
             orientation = attributes.numbers(dataset, "ImageOrientationPatient", 6) or ()
             likeness = [f"{value:.3f}" for value in orientation]
             likeness += [attributes.text(dataset, name) for name in ("Rows", "Columns", "ConvolutionKernel")]
-            patient_id, issuer, study, series = (attributes.text(dataset, name) for name in _IDENTITY)
+            return _identity(dataset, "/".join(likeness))
         except Exception as error:
             raise NotDicom("DICOM_DAMAGED") from error
+
+
+def _identity(dataset: Any, likeness: str) -> Identity:
+    patient_id, issuer, study, series = (attributes.text(dataset, name) for name in _IDENTITY)
     return Identity(
-        patient_id=patient_id, issuer=issuer, study_uid=study, series_uid=series, likeness="/".join(likeness)
+        patient_id=patient_id,
+        issuer=issuer,
+        study_uid=study,
+        series_uid=series,
+        likeness="" if series else likeness,
+        is_ct=attributes.text(dataset, "Modality").upper() == "CT",
     )
 
 
@@ -156,15 +124,28 @@ def read_slices(path: Path) -> list[Slice]:
         Refused: SIZE_REFUSED, for a number of frames or a matrix that no CT has.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file, _quietly():
-        dataset, syntax, offset = _header(file, [*_IMAGE, *_GROUPS])
+    with open_binary(path) as file:
+        dataset, syntax, offset = _image_header(file)
         try:
-            image = _image_file(str(path), dataset, syntax, offset)
-            return _frames(image, dataset)
+            # pydicom converts values when they are asked for.
+            with _quietly() if isinstance(dataset, pydicom.Dataset) else nullcontext():
+                image = _image_file(str(path), dataset, syntax, offset)
+                return _frames(image, dataset)
         except (Refused, NotDicom):
             raise
         except Exception as error:
             raise NotDicom("DICOM_DAMAGED") from error
+
+
+def _image_header(file: BinaryIO) -> tuple[Any, str, int | None]:
+    """As `_header`; anything with `get(keyword)` for a data set."""
+    try:
+        header = elements.read_header(file, file.read(HEAD_BYTES), _IMAGE_TAGS)
+        return header.values, header.syntax, header.pixel_offset
+    except Unusual:
+        file.seek(0)
+        with _quietly():
+            return _header(file, [*_IMAGE, *_GROUPS])
 
 
 def _header(file: BinaryIO, tags: list[str]) -> tuple[pydicom.Dataset, str, int | None]:
@@ -182,6 +163,8 @@ def _header(file: BinaryIO, tags: list[str]) -> tuple[pydicom.Dataset, str, int 
         dataset = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=list(tags), force=True)
         encoding = dataset.original_encoding
         position = stream.tell()
+    except ArchiveError:
+        raise
     except Exception as error:
         raise NotDicom("DICOM_DAMAGED" if start else "NOT_DICOM") from error
     _check_plausible(dataset, stream, start, syntax)
@@ -209,7 +192,7 @@ def _check_plausible(dataset: pydicom.Dataset, stream: BinaryIO, start: int, syn
         raise NotDicom("NOT_DICOM")
 
 
-def _image_file(path: str, dataset: pydicom.Dataset, syntax: str, offset: int | None) -> ImageFile:
+def _image_file(path: str, dataset: Any, syntax: str, offset: int | None) -> ImageFile:
     allocated = attributes.integer(dataset, "BitsAllocated", 0)
     stored = attributes.integer(dataset, "BitsStored", allocated)
     signed = attributes.integer(dataset, "PixelRepresentation", 0) == 1
@@ -218,7 +201,7 @@ def _image_file(path: str, dataset: pydicom.Dataset, syntax: str, offset: int | 
         syntax=syntax,
         sop_class=attributes.text(dataset, "SOPClassUID"),
         sop_uid=attributes.text(dataset, "SOPInstanceUID"),
-        modality=attributes.text(dataset, "Modality"),
+        modality=attributes.text(dataset, "Modality").upper(),
         rows=attributes.integer(dataset, "Rows", 0),
         columns=attributes.integer(dataset, "Columns", 0),
         frames=attributes.integer(dataset, "NumberOfFrames", 1),
@@ -236,12 +219,14 @@ def _image_file(path: str, dataset: pydicom.Dataset, syntax: str, offset: int | 
         pixel_offset=offset,
     )
     sizes_possible = 0 < image.rows <= EDGE_MAX and 0 < image.columns <= EDGE_MAX and 0 < image.frames <= FRAMES_MAX
-    if offset is not None and not sizes_possible:
-        raise Refused("SIZE_REFUSED", rows=image.rows, columns=image.columns, frames=image.frames)
+    if offset is not None and not sizes_possible and image.modality == "CT":
+        # What is no size could be something else, a date say: it is not repeated.
+        rows, columns, frames = (min(max(n, -1), FRAMES_MAX + 1) for n in (image.rows, image.columns, image.frames))
+        raise Refused("SIZE_REFUSED", rows=rows, columns=columns, frames=frames)
     return image
 
 
-def _padding(dataset: pydicom.Dataset, bits: int, signed: bool) -> int | None:
+def _padding(dataset: Any, bits: int, signed: bool) -> int | None:
     """PixelPaddingValue as a stored value: writers confuse US and SS, so its bits are read as the pixels' are."""
     value = attributes.number(dataset, "PixelPaddingValue")
     if value is None or not value.is_integer() or not -(2**31) <= value < 2**32 or not 0 < bits <= 32:
@@ -251,15 +236,13 @@ def _padding(dataset: pydicom.Dataset, bits: int, signed: bool) -> int | None:
     return int(value)
 
 
-def _frames(image: ImageFile, dataset: pydicom.Dataset) -> list[Slice]:
+def _frames(image: ImageFile, dataset: Any) -> list[Slice]:
     shared = _first(dataset, "SharedFunctionalGroupsSequence")
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    if image.frames > 1 and len(per_frame) not in (0, image.frames):
+    if per_frame and len(per_frame) != image.frames:
         raise NotDicom("DICOM_DAMAGED")
-    if image.frames == 1 and not per_frame:
-        return [_slice(image, 0, [dataset])]
     # Without functional groups all frames have the file's own attributes: one position, refused later as such.
-    groups = per_frame or [pydicom.Dataset()] * image.frames
+    groups = per_frame or [{}] * image.frames
     return [_slice(image, number, [*_macros(own), *_macros(shared), dataset]) for number, own in enumerate(groups)]
 
 
@@ -267,20 +250,21 @@ _MACROS = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
     "CTImageFrameTypeSequence", "CTReconstructionSequence", "CTXRayDetailsSequence", "CTAcquisitionDetailsSequence",
     "UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence",
+    "FrameContentSequence",
 )  # fmt: skip
 
 
-def _macros(group: pydicom.Dataset) -> list[pydicom.Dataset]:
+def _macros(group: Any) -> list[Any]:
     """The items of the functional group macros (DICOM PS3.3 C.7.6.16) in which a slice's facts may lie."""
     return [item for name in _MACROS if len(item := _first(group, name))]
 
 
-def _first(dataset: pydicom.Dataset, keyword: str) -> pydicom.Dataset:
+def _first(dataset: Any, keyword: str) -> Any:
     items = dataset.get(keyword)
-    return items[0] if items else pydicom.Dataset()
+    return items[0] if items else {}
 
 
-def _slice(image: ImageFile, frame: int, places: list[pydicom.Dataset]) -> Slice:
+def _slice(image: ImageFile, frame: int, places: list[Any]) -> Slice:
     def numbers(keyword: str, count: int) -> Any:
         return next((found for place in places if (found := attributes.numbers(place, keyword, count))), None)
 
@@ -294,6 +278,8 @@ def _slice(image: ImageFile, frame: int, places: list[pydicom.Dataset]) -> Slice
     return Slice(
         file=image,
         frame=frame,
+        stack=(text("StackID"), text("TemporalPositionIndex")),
+        acquisition=number("AcquisitionNumber"),
         image_type=tuple(part.strip().upper() for part in text("FrameType", "ImageType").split("\\")),
         position=numbers("ImagePositionPatient", 3),
         orientation=numbers("ImageOrientationPatient", 6),
@@ -314,7 +300,7 @@ def _slice(image: ImageFile, frame: int, places: list[pydicom.Dataset]) -> Slice
 
 def inflated(image: ImageFile, pixel_bytes: int) -> bytes:
     """A deflated file's data set up to the end of `pixel_bytes` of pixels and a little padding, and no further."""
-    with Path(image.path).open("rb") as file, _quietly():
+    with open_binary(image.path, whole=True) as file:
         start, _, _ = file_meta(file, file.read(132))
         return inflate(file, start, (image.pixel_offset or 0) + 12 + pixel_bytes + SURPLUS_BYTES_MAX + 1)
 
@@ -336,9 +322,10 @@ def _gdcm_frame(image: ImageFile) -> np.ndarray:
     except ImportError:
         raise Refused("DECODER_MISSING", syntax=name) from None
     reader = gdcm.ImageReader()
-    reader.SetFileName(image.path)
-    if not reader.Read():
-        raise Refused("PIXELS_DAMAGED", syntax=name)
+    with _named_file(image.path) as path:
+        reader.SetFileName(path)
+        if not reader.Read():
+            raise Refused("PIXELS_DAMAGED", syntax=name)
     picture = reader.GetImage()
     # SWIG hands bytes out as text.
     raw = picture.GetBuffer().encode("utf-8", "surrogateescape")
@@ -346,6 +333,20 @@ def _gdcm_frame(image: ImageFile) -> np.ndarray:
         raise Refused("PIXELS_DAMAGED", syntax=name)
     kind = "i" if image.signed else "u"
     return np.frombuffer(raw, f"={kind}{image.bits_allocated // 8}").reshape(image.rows, image.columns)
+
+
+@contextmanager
+def _named_file(path: str) -> Iterator[str]:
+    """A path by which a library can open a source file; a member of an archive gets one in memory (Linux only)."""
+    if os.path.isfile(path):  # noqa: PTH113
+        yield path
+        return
+    if not hasattr(os, "memfd_create"):
+        raise ArchiveError("ARCHIVE_UNSUPPORTED")
+    with open_binary(path, whole=True) as member, os.fdopen(os.memfd_create("member"), "wb") as copy:
+        shutil.copyfileobj(member, copy)
+        copy.flush()
+        yield f"/proc/self/fd/{copy.fileno()}"
 
 
 class CompressedFile:
@@ -385,11 +386,12 @@ class CompressedFile:
             try:
                 with _quietly():
                     if self._dataset is None:
-                        self._dataset = pydicom.dcmread(image.path, specific_tags=["PixelData", *_IMAGE])
+                        with open_binary(image.path, whole=True) as file:
+                            self._dataset = pydicom.dcmread(file, specific_tags=["PixelData", *_IMAGE])
                     values, _ = self._decoder.as_array(
                         self._dataset, index=number, raw=True, validate=True, decoding_plugin=plugin
                     )
-            except MemoryError:
+            except (MemoryError, ArchiveError):
                 raise
             except Exception:  # whatever a codec throws at damaged bytes, the next one may know better
                 continue

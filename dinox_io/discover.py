@@ -1,4 +1,4 @@
-"""Finds the files to pack and groups them into series.
+"""Finds the files to pack, on disk and in zip archives, and groups them into series.
 
 Invariant: each file that is there is counted once, whatever links or overlapping inputs lead to it, and what comes out
 depends on the files, not on the order in which a disk lists them. Only headers are read.
@@ -10,11 +10,13 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from dinox_io import dicom
-from dinox_io.dicom import Identity
+from dinox_io import archive, dicom, nifti
+from dinox_io.archive import ArchiveError, open_binary
+from dinox_io.elements import HEAD_BYTES
 from dinox_io.fileformat import NotDicom
+from dinox_io.image import Identity
 from dinox_io.privacy import pseudonym
 
 
@@ -24,15 +26,21 @@ class FoundFile:
 
     path: str
     size: int
+    top: str = ""
+    """The input that it was found under."""
+    archive: "FoundFile | None" = None
+    """The zip archive that it lies in; see archive.py for its path."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScannedFile:
-    """What a file is: the identity of an image, or the code (see rules.py) by which it is none."""
+    """What a file is: the identity of an image, the code (see rules.py) by which it is none, or an archive."""
 
     file: FoundFile
     identity: Identity | None
     code: str | None
+    members: tuple[FoundFile, ...] = ()
+    """Of an archive: the files to scan in its place."""
 
 
 @dataclass(kw_only=True)
@@ -89,9 +97,9 @@ def _walk(top: str, seen: set[tuple[int, int]]) -> Iterator[FoundFile]:
             if stat.S_ISDIR(status.st_mode):
                 pending += [os.path.join(path, name) for name in _names(path)]  # noqa: PTH118
             elif stat.S_ISREG(status.st_mode):
-                yield FoundFile(path, status.st_size)
+                yield FoundFile(path, status.st_size, top)
         except OSError:
-            yield FoundFile(path, -1)
+            yield FoundFile(path, -1, top)
 
 
 def _names(folder: str) -> list[str]:
@@ -100,7 +108,7 @@ def _names(folder: str) -> list[str]:
 
 
 def scan(files: Sequence[FoundFile]) -> list[ScannedFile]:
-    """Read the headers of some files. Runs in a worker process: a file is untrusted."""
+    """Read the headers of some files; archives are listed. Runs in a worker process: a file is untrusted."""
     return [_scan_one(file) for file in files]
 
 
@@ -108,11 +116,33 @@ def _scan_one(file: FoundFile) -> ScannedFile:
     if file.size < 0:
         return ScannedFile(file, None, "FILE_UNREADABLE")
     try:
-        return ScannedFile(file, dicom.read_identity(Path(file.path)), None)
-    except NotDicom as answer:
+        with open_binary(file.path) as stream:
+            return _recognised(file, stream, stream.read(HEAD_BYTES))
+    except (NotDicom, ArchiveError) as answer:
         return ScannedFile(file, None, answer.code)
     except OSError:
         return ScannedFile(file, None, "FILE_UNREADABLE")
+
+
+def _recognised(file: FoundFile, stream: BinaryIO, head: bytes) -> ScannedFile:
+    """By content, never by name."""
+    if head[128:132] == b"DICM":
+        return ScannedFile(file, dicom.identify(stream, head), None)
+    if archive.is_zip(head):
+        return _archive(file, head)
+    kind = nifti.recognise(head)
+    if kind == "nifti":
+        return ScannedFile(file, nifti.identify(stream, head, file.path, file.top), None)
+    if kind is not None or archive.is_other(head):
+        return ScannedFile(file, None, kind or "ARCHIVE_UNSUPPORTED")
+    return ScannedFile(file, dicom.identify(stream, head), None)
+
+
+def _archive(file: FoundFile, head: bytes) -> ScannedFile:
+    if file.archive is not None:
+        return ScannedFile(file, None, "NOT_DICOM" if archive.is_office(head) else "ARCHIVE_UNSUPPORTED")
+    members = tuple(FoundFile(path, size, file.top, file) for path, size in archive.members(file.path))
+    return ScannedFile(file, None, None if members else "NOT_DICOM", members)
 
 
 class Grouper:
@@ -123,22 +153,41 @@ class Grouper:
         self._groups: dict[tuple[str, ...], list[FoundFile]] = {}
         self._identities: dict[tuple[str, ...], set[tuple[str, str]]] = {}
         self._first: dict[tuple[str, ...], Identity] = {}
-        self.foreign: list[tuple[str, FoundFile]] = []
-        """(code, file) of files that belong to no series."""
+        self._with_ct: set[tuple[str, ...]] = set()
+        self._foreign: list[tuple[str, FoundFile]] = []
+        self._archives: set[str] = set()
+        """Those in which there is anything but foreign files."""
 
     def add(self, scanned: ScannedFile) -> None:
-        """Put one file where it belongs."""
-        identity = scanned.identity
+        """Put one file where it belongs; of an archive, its members are to be added, not itself (ValueError)."""
+        if scanned.members:
+            raise ValueError("an archive was added, not the files in it")
+        identity, holder = scanned.identity, scanned.file.archive
+        if holder is not None and scanned.code != "NOT_DICOM":
+            self._archives.add(holder.path)
         if identity is None:
-            self.foreign.append((scanned.code or "DICOM_DAMAGED", scanned.file))
+            self._foreign.append((scanned.code or "DICOM_DAMAGED", scanned.file))
             return
         group = _group_key(identity, scanned.file.path)
         self._groups.setdefault(group, []).append(scanned.file)
         self._identities.setdefault(group, set()).add((identity.patient_id, identity.issuer))
+        if identity.is_ct:
+            self._with_ct.add(group)
         # The least one, not the first: names of files must not matter.
         self._first[group] = min(
-            self._first.get(group, identity), identity, key=lambda one: (one.study_uid, one.issuer)
+            self._first.get(group, identity),
+            identity,
+            key=lambda one: (one.study_uid, one.issuer, one.patient_from),
         )
+
+    @property
+    def foreign(self) -> list[tuple[str, FoundFile]]:
+        """(code, file) of files that belong to no series; an archive that holds no others stands for them."""
+        found: dict[str, tuple[str, FoundFile]] = {}
+        for code, file in self._foreign:
+            whole = file.archive if file.archive and file.archive.path not in self._archives else file
+            found[whole.path] = code, whole
+        return list(found.values())
 
     def result(self) -> list[FoundSeries]:
         """The series, by (patient, series) pseudonym: a patient's volumes lie together in the shards."""
@@ -161,7 +210,7 @@ class Grouper:
         identities = self._identities[group]
         patient_id, issuer = min(identities)
         if patient_id:
-            value, origin = f"{patient_id}\0{issuer}", "PatientID"
+            value, origin = f"{patient_id}\0{issuer}", identity.patient_from
         elif identity.study_uid:
             value, origin = identity.study_uid, "StudyInstanceUID"
         else:
@@ -172,13 +221,15 @@ class Grouper:
             patient_from=origin,
             identities=identities,
             identity=identity,
+            # Of what is no CT the header was read once, and that is enough.
+            format=identity.format if group in self._with_ct else "not_ct",
             files=files,
         )
 
 
 def _group_key(identity: Identity, path: str) -> tuple[str, ...]:
     if identity.series_uid:
-        return (identity.series_uid,)
+        return identity.format, identity.series_uid
     return "", os.path.dirname(path), identity.patient_id, identity.study_uid, identity.likeness  # noqa: PTH120
 
 
@@ -186,8 +237,8 @@ def _content_digest(files: Sequence[FoundFile]) -> str:
     digests: set[str] = set()
     for file in files:
         try:
-            with Path(file.path).open("rb") as stream:
-                digests.add(hashlib.file_digest(stream, "sha256").hexdigest())
+            with open_binary(file.path) as stream:
+                digests.add(hashlib.file_digest(stream, "sha256").hexdigest())  # pyright: ignore[reportArgumentType]
         except OSError:  # the series is refused when it is read; until then it needs some name
             digests.add("unreadable")
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()

@@ -13,7 +13,8 @@ NATIVE = frozenset({IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED})
 DICOMDIR_CLASS = "1.2.840.10008.1.3.10"
 META_BYTES_MAX = 1 << 20
 
-_LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+"""Value representations whose length has four bytes (PS3.5 section 7.1.2)."""
 
 
 class NotDicom(Exception):
@@ -37,7 +38,7 @@ def file_meta(file: BinaryIO, head: bytes) -> tuple[int, str | None, str]:
     found: dict[int, bytes] = {}
     at = 0
     while block[at : at + 2] == b"\x02\x00":
-        if block[at + 4 : at + 6] in _LONG_VRS:
+        if block[at + 4 : at + 6] in LONG_VRS:
             size, value = int.from_bytes(block[at + 8 : at + 12], "little"), at + 12
         else:
             size, value = int.from_bytes(block[at + 6 : at + 8], "little"), at + 8

@@ -5,13 +5,14 @@ Invariant: a frame comes out whole, (rows, columns), masked to BitsStored and si
 """
 
 import os
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from dinox_io import dicom, fileformat
-from dinox_io.dicom import ImageFile, Slice
+from dinox_io import dicom, fileformat, rle
+from dinox_io.archive import open_binary
+from dinox_io.codestream import declared_size
+from dinox_io.image import ImageFile, Slice
 from dinox_io.rules import Refused
 
 _UNDEFINED = 0xFFFFFFFF
@@ -25,6 +26,7 @@ class PixelReader:
         self._native: BinaryIO | None = None
         self._inflated: bytes | None = None
         self._compressed: dicom.CompressedFile | None = None
+        self._fragments: list[tuple[int, int]] = []
         self._start = 0
         self.surplus_bytes = 0
         """Bytes beyond the pixels in files read so far, taken for padding."""
@@ -57,10 +59,9 @@ class PixelReader:
             self._open(image)
             self._path = image.path
         if self._compressed is not None:
-            values = self._compressed.frame(piece.frame)
-            if image.syntax == dicom.RLE:
-                return unpack(values, image)
-            return _within_bits(values, image)
+            return _within_bits(self._compressed.frame(piece.frame), image)
+        if image.syntax == dicom.RLE:
+            return unpack(self._rle_frame(image, piece.frame), image)
         return unpack(self._native_frame(image, piece.frame), image)
 
     def _native_frame(self, image: ImageFile, frame: int) -> np.ndarray:
@@ -77,10 +78,32 @@ class PixelReader:
         values = np.frombuffer(raw, f"{order}u{image.bits_allocated // 8}")
         return values.reshape(image.rows, image.columns)
 
+    def _rle_frame(self, image: ImageFile, frame: int) -> np.ndarray:
+        # A frame is one fragment (PS3.5 A.4.2); a single one that was cut in several can still be told.
+        whole = len(self._fragments) == image.frames
+        parts = self._fragments[frame : frame + 1] if whole else self._fragments
+        # Single bytes, each with its length, are the most that an encoder can make of a frame.
+        if not (whole or image.frames == 1) or sum(size for _, size in parts) > 2 * image.frame_bytes + 1024:
+            raise _damaged(image)
+        assert self._native is not None
+        data = b""
+        for at, size in parts:
+            self._native.seek(at)
+            data += self._native.read(size)
+        try:
+            words = rle.decode_frame(data, image.rows * image.columns, image.bits_allocated // 8)
+        except ValueError:
+            raise _damaged(image) from None
+        return words.reshape(image.rows, image.columns)
+
     def _open(self, image: ImageFile) -> None:
+        if image.syntax == dicom.RLE:
+            self._fragments = self._checked_fragments(image)
+            self._native = open_binary(image.path, whole=True)
+            return
         if image.syntax not in fileformat.NATIVE:
             compressed = dicom.CompressedFile(image)
-            self._check_fragments(image)
+            self._checked_fragments(image)
             self._compressed = compressed
             return
         expected = image.frame_bytes * image.frames
@@ -88,10 +111,13 @@ class PixelReader:
             self._inflated = dicom.inflated(image, expected)
             size, head = len(self._inflated), self._inflated[image.pixel_offset : (image.pixel_offset or 0) + 12]
         else:
-            self._native = Path(image.path).open("rb")  # noqa: SIM115 (kept open across frames; closed in close())
-            size = os.fstat(self._native.fileno()).st_size
+            self._native = open_binary(image.path, whole=True)
+            size = self._native.seek(0, os.SEEK_END)
             self._native.seek(image.pixel_offset or 0)
             head = self._native.read(12)
+        if image.syntax == fileformat.BIG_ENDIAN and image.bits_allocated == 8 and head[4:6] == b"OW":
+            # Bytes in big endian words lie in pairs the other way round (PS3.5 section 8.2): no scanner writes that.
+            raise Refused("PIXEL_FORMAT_UNSUPPORTED", allocated=8, stored=image.bits_stored, high=image.high_bit)
         self._start, length = _element(image, head)
         self._check_length(image, length, size - self._start, expected)
 
@@ -104,22 +130,40 @@ class PixelReader:
         self.surplus_bytes += surplus - expected % 2 if surplus else 0  # an odd length is padded to an even one
 
     @staticmethod
-    def _check_fragments(image: ImageFile) -> None:
-        """Walk the fragments of encapsulated pixels (PS3.5 A.4): all must be in the file, and a delimiter after."""
-        with Path(image.path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+    def _checked_fragments(image: ImageFile) -> list[tuple[int, int]]:
+        """(offset, bytes) of the fragments of encapsulated pixels (PS3.5 A.4), without that of the offset table.
+
+        All must be in the file, a delimiter after them, and a codestream of no other size than the header's.
+        """
+        with open_binary(image.path) as file:
+            size = file.seek(0, os.SEEK_END)
             file.seek(image.pixel_offset or 0)
             at, length = _element(image, file.read(12))
             if length != _UNDEFINED:
-                raise Refused("PIXELS_DAMAGED", syntax=dicom.syntax_name(image.syntax))
+                raise _damaged(image)
+            fragments: list[tuple[int, int]] = []
             while True:
                 file.seek(at)
                 item = file.read(8)
                 if len(item) < 8 or item[:2] != b"\xfe\xff":
                     raise Refused("PIXELS_TRUNCATED", found=size, expected=at + 8)
                 if item[2:4] == b"\xdd\xe0":
-                    return
-                at += 8 + int.from_bytes(item[4:8], "little")
+                    return fragments[1:]
+                length = int.from_bytes(item[4:8], "little")
+                if fragments and image.syntax in dicom.CODESTREAMS:
+                    _check_codestream(image, declared_size(file, at + 8, at + 8 + length), first=len(fragments) == 1)
+                fragments.append((at + 8, length))
+                at += 8 + length
+
+
+def _damaged(image: ImageFile) -> Refused:
+    return Refused("PIXELS_DAMAGED", syntax=dicom.syntax_name(image.syntax))
+
+
+def _check_codestream(image: ImageFile, size: tuple[int, int, int] | None, *, first: bool) -> None:
+    """Refuse a codestream that is of another size than its file's header says, before a codec believes it."""
+    if (size is None and first) or (size is not None and size != (image.rows, image.columns, 1)):
+        raise _damaged(image)
 
 
 def check_format(image: ImageFile) -> None:
@@ -127,7 +171,9 @@ def check_format(image: ImageFile) -> None:
     allocated, stored, high = image.bits_allocated, image.bits_stored, image.high_bit
     shifted = high != stored - 1 and image.syntax not in fileformat.NATIVE | {dicom.RLE}
     if allocated not in (8, 16, 32) or not 0 < stored <= allocated or not stored - 1 <= high < allocated or shifted:
-        raise Refused("PIXEL_FORMAT_UNSUPPORTED", allocated=allocated, stored=stored, high=high)
+        # In a number that is no number of bits something else could stand: a date, say.
+        bits = {"allocated": allocated, "stored": stored, "high": high}
+        raise Refused("PIXEL_FORMAT_UNSUPPORTED", **{name: min(max(value, -1), 99) for name, value in bits.items()})
 
 
 def _element(image: ImageFile, head: bytes) -> tuple[int, int]:
@@ -164,5 +210,5 @@ def _within_bits(values: np.ndarray, image: ImageFile) -> np.ndarray:
     low = -(1 << image.bits_stored - 1) if image.signed else 0
     high = low + (1 << image.bits_stored) - 1
     if int(values.min()) < low or int(values.max()) > high:
-        raise Refused("PIXELS_DAMAGED", syntax=dicom.syntax_name(image.syntax))
+        raise _damaged(image)
     return values

@@ -44,17 +44,40 @@ RULES: dict[str, Rule] = {
         "begin like DICOM, but their header is damaged",
         "copy them again from the source; private/sources.jsonl names the files",
     ),
+    "ARCHIVE_DAMAGED": Rule(
+        "rejected",
+        "zip archives, or files in them, whose directory, sizes or checksums are wrong",
+        "download or copy the archive again; private/sources.jsonl names it",
+    ),
+    "ARCHIVE_ENCRYPTED": Rule(
+        "rejected", "encrypted files in zip archives", "unpack the archive with its password, and pack the folder"
+    ),
+    "ARCHIVE_UNSUPPORTED": Rule(
+        "rejected",
+        "archives that are not opened: other than zip, packed otherwise than by deflate, or inside another archive",
+        "unpack them first, if there are scans in them; private/sources.jsonl names them",
+    ),
+    "NIFTI_PAIR": Rule(
+        "rejected",
+        "NIfTI pairs (.hdr with .img), which are not read",
+        "convert them to single .nii.gz files; private/sources.jsonl names them",
+    ),
     # Series that are no CT volume, by rule
     "NOT_CT": Rule("skipped", "modality is not CT", "nothing to do: only CT has Hounsfield units"),
     "LOCALIZER": Rule("skipped", "a localizer (scout), not a volume", "nothing to do"),
     "SECONDARY_CAPTURE": Rule("skipped", "a secondary capture or colour picture, not HU", "nothing to do"),
     "PARAMETRIC_MAP": Rule("skipped", "a perfusion or other parametric map, not HU", "nothing to do"),
-    "NOT_HU": Rule("skipped", "its rescale type says that values are no Hounsfield units", "nothing to do"),
+    "NOT_HU": Rule(
+        "skipped",
+        "values are no Hounsfield units: the rescale type says so, or in a NIfTI file none is as low as fat and air",
+        "nothing to do for masks and other modalities; a CT that was shifted or rescaled needs its HU back",
+    ),
     "NOT_AXIAL": Rule(
         "skipped",
         "slice normal is {degrees:.1f} degrees from the patient's z axis (30 at most): a reformat",
         "pack the axial series that it was made from",
     ),
+    "WITHDRAWN": Rule("skipped", "of patients or series that were removed from this set", "nothing to do"),
     "NO_PIXELS": Rule("skipped", "no pixel data: not an image", "nothing to do"),
     # Series that were wanted and cannot be trusted
     "MIXED_PATIENTS": Rule(
@@ -62,6 +85,11 @@ RULES: dict[str, Rule] = {
     ),
     "MIXED_SERIES": Rule(
         "rejected", "CT slices mixed with {count} images of another kind (captures, maps, …)", _FIX_EXPORT
+    ),
+    "MIXED_STACKS": Rule(
+        "rejected",
+        "frames of {count} stacks or points of time in one series: put together they would interleave",
+        "separate them into series of their own",
     ),
     "MIXED_MATRIX": Rule(
         "rejected",
@@ -76,7 +104,11 @@ RULES: dict[str, Rule] = {
         "no usable ImagePositionPatient or ImageOrientationPatient in {count} slices: order would be a guess",
         _FIX_EXPORT,
     ),
-    "NO_PIXEL_SPACING": Rule("rejected", "no usable PixelSpacing in {count} slices", _FIX_EXPORT),
+    "NO_PIXEL_SPACING": Rule(
+        "rejected",
+        "no usable PixelSpacing in {count} slices",
+        _FIX_EXPORT + "; for pictures, import_png.py --spacing Z,Y,X gives it",
+    ),
     "NO_RESCALE": Rule(
         "rejected", "no usable RescaleSlope and RescaleIntercept in {count} slices: HU cannot be known", _FIX_EXPORT
     ),
@@ -84,6 +116,11 @@ RULES: dict[str, Rule] = {
         "rejected",
         "positions with several different images: {count}, the first at {z_mm:.3f} mm: mixed acquisitions",
         "separate the phases (for example by AcquisitionNumber) into series of their own",
+    ),
+    "INTERLEAVED": Rule(
+        "rejected",
+        "slices of {count} acquisitions or reconstructions lie between each other",
+        "separate them (for example by AcquisitionNumber or ConvolutionKernel) into series of their own",
     ),
     "GANTRY_TILT": Rule(
         "rejected",
@@ -143,6 +180,46 @@ RULES: dict[str, Rule] = {
         "rejected",
         "stored as {syntax}, which dinox[dicom] cannot decode",
         "convert the files to Explicit VR Little Endian (gdcmconv --raw, or dcmdjpeg)",
+    ),
+    "PNG_DAMAGED": Rule(
+        "rejected", "picture {number} of {count} is no whole PNG file", "write or copy it again; " + _LOOK
+    ),
+    "PNG_NOT_GRAY16": Rule(
+        "rejected",
+        "picture {number} of {count} has {bits} bits a sample, PNG colour type {colour}: HU need 16 bits, gray (0)",
+        "pack the source itself with pack_shards.py: a windowed or coloured picture has no HU left",
+    ),
+    "WRONG_ENCODING": Rule(
+        "rejected",
+        "read as {encoding}, its values go from {low_hu:.1f} to {high_hu:.1f} HU: that encoding does not write them",
+        "import these series with the other --encoding, from an index table of their own",
+    ),
+    "INDEX_CONFLICT": Rule(
+        "rejected",
+        "pictures that the index table lists under another slice number or series too: {count}",
+        "mend the index table: each file is one slice of one series",
+    ),
+    "NIFTI_DAMAGED": Rule("rejected", "its NIfTI header is damaged", "convert or copy it again; " + _LOOK),
+    "NIFTI_VOLUMES": Rule(
+        "rejected",
+        "a NIfTI file of {count} volumes: which of them is the CT cannot be known",
+        "split it into files of one volume each",
+    ),
+    "NIFTI_UNITS": Rule(
+        "rejected", "its NIfTI header gives lengths in other units than mm", "write it again with lengths in mm"
+    ),
+    "NIFTI_TYPE": Rule(
+        "rejected",
+        "NIfTI values of data type {number}: not integers of at most 32 bits or real numbers of at most 64",
+        "convert it to int16",
+    ),
+    "VALUES_NOT_FINITE": Rule(
+        "rejected",
+        "voxels that are no numbers (NaN or infinite): {count}",
+        "convert it to int16, with a value for them",
+    ),
+    "NIFTI_READER_MISSING": Rule(
+        "rejected", "a NIfTI file, and nibabel is not installed", "install the extra: pip install 'dinox[nifti]'"
     ),
     "SERIES_CHANGED": Rule(
         "rejected",

@@ -7,17 +7,17 @@ volume's facts or in a `Rejection`; nothing depends on the order or the names of
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dinox_io import dicom, geometry, privacy
-from dinox_io.dicom import Slice
+from dinox_io import dicom, geometry, privacy, stacking
+from dinox_io.archive import ArchiveError
 from dinox_io.fileformat import NotDicom
 from dinox_io.geometry import Plane
 from dinox_io.hounsfield import to_hounsfield
+from dinox_io.image import Slice
 from dinox_io.pixels import PixelReader
 from dinox_io.rules import RULES, Refused, verdict
 from dinox_io.volume import Rejection, Volume
@@ -58,6 +58,8 @@ def read_series(
         return _Reader(paths, series, patient, rules).read()
     except Refused as refusal:
         return [], [verdict(refusal.code, series=series, files=len(paths), **refusal.figures)]
+    except ArchiveError as error:
+        return [], [verdict(error.code, series=series, files=len(paths))]
 
 
 class _Reader:
@@ -83,6 +85,7 @@ class _Reader:
         ordered = _ordered(slices, directions)
         self._check_tilt(ordered, directions)
         hu, ordered = self._decode(ordered, directions)
+        stacking.check_interleaved([piece.acquisition for piece in ordered], [piece.kernel for piece in ordered])
         heights = [geometry.height_mm(_position(piece), directions) for piece in ordered]
         runs = self._runs(heights)
         volumes = [
@@ -144,7 +147,7 @@ class _Reader:
         if geometry.is_regular(heights):
             return [range(len(heights))]
         if not self.rules.split_gaps:
-            raise _irregular(heights)
+            raise stacking.irregular(heights)
         runs = [run for run in geometry.contiguous_runs(heights) if len(run) >= minimum]
         if not runs:
             raise Refused("TOO_FEW_SLICES", count=0, minimum=minimum)
@@ -187,7 +190,7 @@ class _Reader:
         if len(starts) < self.rules.min_slices:
             raise Refused("TOO_FEW_SLICES", count=len(starts), minimum=self.rules.min_slices)
         if all(len(group) == 1 for group in groups) and not self.rules.split_gaps and not geometry.is_regular(starts):
-            raise _irregular(starts)
+            raise stacking.irregular(starts)
 
     def _is_copy(self, reader: PixelReader, piece: Slice, kept: Slice, kept_hu: np.ndarray) -> bool:
         offset = [abs(a - b) for a, b in zip(_position(piece), _position(kept), strict=True)]
@@ -240,7 +243,8 @@ def _kind(piece: Slice) -> str | None:
         return "NOT_CT"
     if types & _LOCALIZER:
         return "LOCALIZER"
-    if (image.sop_class + ".").startswith(_CAPTURES) or image.samples != 1:
+    colour = image.samples != 1 or image.photometric.startswith("PALETTE") or "SCREEN SAVE" in types
+    if (image.sop_class + ".").startswith(_CAPTURES) or colour:
         return "SECONDARY_CAPTURE"
     if types & _MAPS:
         return "PARAMETRIC_MAP"
@@ -251,6 +255,9 @@ def _kind(piece: Slice) -> str | None:
 
 def _check_complete(slices: list[Slice]) -> None:
     """Refuse a series in which a slice lacks what HU or geometry need, or whose slices differ in matrix or spacing."""
+    stacks = {piece.stack for piece in slices if any(piece.stack)}
+    if len(stacks) > 1:
+        raise Refused("MIXED_STACKS", count=len(stacks))
     matrices = Counter((piece.file.rows, piece.file.columns) for piece in slices)
     if len(matrices) > 1:
         rows, columns = min(matrices, key=lambda size: (-matrices[size], size))
@@ -319,18 +326,6 @@ def _tilt(ordered: list[Slice], directions: Plane) -> float:
     if rise < geometry.SAME_POSITION_MM:
         return abs(privacy.number_in_range(ordered[0].tilt, -90, 90) or 0.0)
     return geometry.tilt_degrees([first, last], directions)
-
-
-def _irregular(heights: list[float]) -> Refused:
-    steps = [b - a for a, b in pairwise(heights)]
-    usual = sorted(steps)[len(steps) // 2]
-    odd = [index for index, step in enumerate(steps) if not geometry.same_step(step, usual)]
-    # A missing slice leaves a step of a whole number of steps among equal ones; anything else is a change of spacing.
-    whole = all(round(steps[i] / usual) >= 2 and abs(steps[i] / usual % 1 - 0.5) > 0.45 for i in odd)
-    if odd and whole and len(odd) * 2 < len(steps):
-        first = odd[0]
-        return Refused("SLICE_GAP", count=len(odd), z_mm=heights[first], step_mm=steps[first], usual_mm=usual)
-    return Refused("VARIABLE_SPACING", low_mm=min(steps), high_mm=max(steps))
 
 
 def _z_spacing(piece: Slice, z_mm: Sequence[float]) -> float:

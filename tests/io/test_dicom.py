@@ -21,6 +21,8 @@ from pydicom.uid import (
 
 from dinox_io import dicom
 from dinox_io.fileformat import NotDicom, file_meta
+from dinox_io.pixels import PixelReader
+from dinox_io.rules import Refused
 from tests.io.dicom_factory import (
     COLUMNS,
     ROWS,
@@ -122,6 +124,52 @@ def test_syntaxes_that_need_no_extra(tmp_path: Path, syntax: str) -> None:
     assert np.array_equal(volume.hu, expected_hu(5))
     assert len(volume.facts["transfer_syntaxes"]) == 1
     assert volume.facts["lossy"] is False
+
+
+@pytest.mark.parametrize("vr", ["OB", "OW"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_big_endian_bytes_are_single_or_words(tmp_path: Path, vr: str, frames: int) -> None:
+    """8 bits a value, an odd number of them: OB as they are; OW, swapped in pairs, is refused (PS3.5 annex A.3)."""
+    values = np.random.default_rng(3).integers(0, 256, (frames, 5, 7)).astype(np.uint8)
+    dataset = slice_dataset(0)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    set_pixels(dataset, values)
+    dataset.NumberOfFrames = frames
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit = 7
+    dataset.add_new("PixelData", vr, values.tobytes() + b"\0")
+    pieces = dicom.read_slices(write(dataset, tmp_path / "one"))
+    with PixelReader() as reader:
+        if vr == "OB":
+            assert np.array_equal([reader.stored(piece) for piece in pieces], values)
+        else:
+            with pytest.raises(Refused, match="PIXEL_FORMAT_UNSUPPORTED"):
+                reader.stored(pieces[0])
+
+
+def test_pixels_whose_vr_is_unknown(tmp_path: Path) -> None:
+    def change(_: int, dataset: Dataset) -> None:
+        data = dataset.PixelData
+        del dataset.PixelData
+        dataset.add_new("PixelData", "UN", data)
+
+    write_series(tmp_path, change=change)
+    assert np.array_equal(volume_of(tmp_path).hu, expected_hu(5))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text", "code"),
+    [("PixelSpacing", "0.7\\0.9", "NO_PIXEL_SPACING"), ("RescaleSlope", "1.25", "NO_RESCALE"), ("KVP", "98.5", "")],
+)
+def test_numbers_with_a_comma_are_no_numbers(tmp_path: Path, keyword: str, text: str, code: str) -> None:
+    for path in write_series(tmp_path, change=lambda _, one: setattr(one, keyword, text.split("\\"))):
+        data, number = path.read_bytes(), text.encode()
+        assert number in data
+        path.write_bytes(data.replace(number, number.replace(b".", b",")))
+    if code:
+        assert code_of(tmp_path) == code
+    else:
+        assert volume_of(tmp_path).facts["kvp"] is None
 
 
 @pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])

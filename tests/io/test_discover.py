@@ -2,13 +2,18 @@
 
 import os
 import shutil
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
 
-from dinox_io.discover import FoundSeries, Grouper, scan, walk
+from dinox_io import dicom
+from dinox_io.discover import FoundFile, FoundSeries, Grouper, ScannedFile, scan, walk
+from dinox_io.formats import READERS
 from dinox_io.privacy import pseudonym
+from dinox_io.series import SeriesRules
 from tests.io.dicom_factory import set_pixels, slice_dataset, stored_slice, write, write_series
 
 KEY = b"0123456789abcdef"
@@ -125,3 +130,38 @@ def test_two_patients_under_one_series_are_seen(tmp_path: Path) -> None:
     write_series(tmp_path / "b", 2, patient="P2")
     (series,), _ = group(tmp_path)
     assert series.identities == {("P1", ""), ("P2", "")}
+
+
+def test_what_is_no_ct_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = write_series(tmp_path / "other", 3, series="1.1", change=lambda _, one: setattr(one, "Modality", "SEG"))
+    mixed = write_series(tmp_path / "mixed", 3, series="1.2")
+    dataset = slice_dataset(3, series="1.2")
+    dataset.Modality = "SR"
+    mixed.append(write(dataset, tmp_path / "mixed/report"))
+    found, _ = group(tmp_path)
+    opened: list[str] = []
+    real = dicom.open_binary
+    monkeypatch.setattr(dicom, "open_binary", lambda path, **named: (opened.append(str(path)), real(path, **named))[1])
+    codes = {}
+    for series in found:
+        paths = [Path(file.path) for file in series.files]
+        _, rows = READERS[series.format](paths, series=series.series, patient=series.patient, rules=SeriesRules())
+        codes[series.series] = [(row.code, row.files) for row in rows]
+    assert codes[pseudonym(KEY, "series", "1.1")] == [("NOT_CT", len(other))]
+    assert codes[pseudonym(KEY, "series", "1.2")] == [("MIXED_SERIES", len(mixed))]
+    assert sorted(opened) == sorted(map(str, mixed))
+
+
+def test_what_the_finder_keeps_of_a_file_is_small(tmp_path: Path) -> None:
+    """A download has 250,000 files and more: their headers must not stay in memory."""
+    identity = scan(list(walk(write_series(tmp_path, 1), without=tmp_path / "none")))[0].identity
+    assert identity is not None
+    grouper, count = Grouper(KEY), 4_000
+    tracemalloc.start()
+    for number in range(count):
+        one = replace(identity, series_uid=f"1.2.{number // 10}", patient_id=f"P{number // 100}")
+        grouper.add(ScannedFile(FoundFile(f"{tmp_path}/{number:06d}.dcm", 500_000 + number, "top"), one, None))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(grouper.result()) == count // 10
+    assert held / count < 500

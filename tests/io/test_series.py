@@ -309,6 +309,53 @@ def test_frames_are_slices(tmp_path: Path, syntax: str) -> None:
     assert volume.facts["multiframe"] is True
 
 
+@pytest.mark.parametrize("place", ["shared", "per frame"])
+def test_one_enhanced_frame_in_each_file(tmp_path: Path, place: str) -> None:
+    for index in range(4):
+        dataset = multiframe(1, [float(index)])
+        set_pixels(dataset, stored_slice(index))
+        if place == "shared":
+            (own,) = dataset.PerFrameFunctionalGroupsSequence
+            dataset.SharedFunctionalGroupsSequence[0].PlanePositionSequence = own.PlanePositionSequence
+            del dataset.PerFrameFunctionalGroupsSequence
+        write(dataset, tmp_path / str(index))
+    volume = volume_of(tmp_path)
+    assert np.array_equal(volume.hu, expected_hu(4))
+    assert volume.z_positions_mm == (0.0, 1.0, 2.0, 3.0)
+
+
+def test_each_frame_has_its_own_rescale(tmp_path: Path) -> None:
+    order = [2, 0, 3, 1]
+    dataset = multiframe(4, [float(index) for index in order])
+    set_pixels(dataset, np.stack([stored_slice(index) + np.uint16(10 * index) for index in order]))
+    dataset.BitsStored, dataset.HighBit = 16, 15
+    for index, frame in zip(order, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        scale = Dataset()
+        scale.RescaleSlope, scale.RescaleIntercept, scale.RescaleType = "1", str(-1024 - 10 * index), "HU"
+        frame.PixelValueTransformationSequence = Sequence([scale])
+    write(dataset, tmp_path / "multi.dcm")
+    assert np.array_equal(volume_of(tmp_path).hu, expected_hu(4))
+
+
+@pytest.mark.parametrize("keyword", ["StackID", "TemporalPositionIndex"])
+def test_frames_of_several_stacks_are_not_interleaved(tmp_path: Path, keyword: str) -> None:
+    dataset = multiframe(6, [0.0, 2.0, 4.0, 1.0, 3.0, 5.0])
+    for frames, codes in (([1] * 6, []), ([1, 1, 1, 2, 2, 2], ["MIXED_STACKS"])):
+        for number, frame in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+            content = Dataset()
+            setattr(content, keyword, str(number) if keyword == "StackID" else number)
+            frame.FrameContentSequence = Sequence([content])
+        write(dataset, tmp_path / "multi.dcm")
+        volumes, rows = read(tmp_path)
+        assert [row.code for row in rows] == codes
+        assert len(volumes) == 1 - len(codes)
+
+
+def test_pictures_with_a_palette_are_no_ct(tmp_path: Path) -> None:
+    write_series(tmp_path, change=lambda _, dataset: setattr(dataset, "PhotometricInterpretation", "PALETTE COLOR"))
+    assert code_of(tmp_path) == "SECONDARY_CAPTURE"
+
+
 def test_frames_without_their_groups_are_refused(tmp_path: Path) -> None:
     dataset = multiframe(4, [3.0, 2.0, 1.0])
     write(dataset, tmp_path / "multi.dcm")
