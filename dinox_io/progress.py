@@ -60,5 +60,12 @@ class ProgressReport:
             share = self._done / max(self._total, 1)
             self._say(f"{self._name}: {share:.0%}, {speed / 1e6:.1f} MB/s, {left_s:.0f} s left")
 
+    def note(self, text: str) -> None:
+        """Say something once."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            self._say(text)
+
     def _say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

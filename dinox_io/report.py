@@ -10,45 +10,60 @@ from typing import Any
 
 from dinox_io.discover import FoundFile, FoundSeries
 from dinox_io.rules import RULES, verdict
-from dinox_io.volume import Rejection
 
 Row = dict[str, Any]
 
 
-def merge_sources(
-    before: Sequence[Row], found: Sequence[FoundSeries], foreign: Sequence[tuple[str, FoundFile]]
-) -> list[Row]:
-    """Rows of private/sources.jsonl: {series, patient, …, files: [[path, bytes]]}; {code, files} of foreign files."""
-    seen = {file.path for series in found for file in series.files} | {file.path for _, file in foreign}
-    merged: dict[str, Row] = {}
-    for row in before:
-        kept = [entry for entry in row["files"] if entry[0] not in seen]
-        merged[row.get("series") or row["code"]] = {**row, "files": kept}
-    for series in found:
-        old = merged.get(series.series, {"files": []})
-        files = [[file.path, max(file.size, 0)] for file in series.files]
-        merged[series.series] = {
+def source_rows(found: Sequence[FoundSeries], foreign: Sequence[tuple[str, FoundFile]]) -> list[Row]:
+    """Rows for private/sources.jsonl: {series, patient, …, files: [[path, bytes]]}; {code, files} of foreign files."""
+    rows: list[Row] = [
+        {
             "series": series.series,
             "patient": series.patient,
             "patient_from": series.patient_from,
             "patient_ids": [list(identity) for identity in sorted(series.identities)],
             "study_uid": series.identity.study_uid,
             "series_uid": series.identity.series_uid,
-            "files": old["files"] + files,
+            "files": [[file.path, max(file.size, 0)] for file in series.files],
         }
+        for series in found
+    ]
+    files: dict[str, list[list[Any]]] = {}
     for code, file in foreign:
-        merged.setdefault(code, {"code": code, "files": []})["files"].append([file.path, max(file.size, 0)])
+        files.setdefault(code, []).append([file.path, max(file.size, 0)])
+    return rows + [{"code": code, "files": of_code} for code, of_code in files.items()]
+
+
+def merge_sources(before: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """private/sources.jsonl: what it was, and new rows, which tell of each of their files for good."""
+    seen = {entry[0] for row in new for entry in row["files"]}
+    merged: dict[str, Row] = {}
+    for row in before:
+        kept = [entry for entry in row["files"] if entry[0] not in seen]
+        merged[row.get("series") or row["code"]] = {**row, "files": kept}
+    for row in new:
+        name = row.get("series") or row["code"]
+        old = merged.get(name, {"files": []})
+        merged[name] = {**row, "files": old["files"] + row["files"]}
     for row in merged.values():
         row["files"].sort()
     return [row for _, row in sorted(merged.items()) if row["files"] or "series" in row]
 
 
-def merge_rejected(
-    before: Sequence[Row], rows: Sequence[Rejection], seen: set[str], sources: Sequence[Row]
-) -> list[Row]:
-    """Rows of rejected.jsonl: this run's, those of series that it has not `seen`, and the foreign files of all runs."""
+def merge_rejected(before: Sequence[Row], new: Sequence[Row], sources: Sequence[Row], seen: set[str]) -> list[Row]:
+    """rejected.jsonl: new rows, those of series that were not `seen` this time, and the foreign files of all runs.
+
+    Args:
+        sources: private/sources.jsonl as it will be: foreign files are counted there.
+    """
     merged = [row for row in before if row["series"] is not None and row["series"] not in seen]
-    merged += [asdict(row) for row in rows]
+    # Of withdrawn patients there is a count only: a new one takes the place of the one before.
+    for rows in (new, before):
+        withdrawn = sum(row["files"] for row in rows if row["code"] == "WITHDRAWN")
+        if withdrawn:
+            merged.append(asdict(verdict("WITHDRAWN", series=None, files=withdrawn)))
+            break
+    merged += [row for row in new if row["series"] is not None]
     merged += [
         asdict(verdict(row["code"], series=None, files=len(row["files"]))) for row in sources if "series" not in row
     ]
@@ -70,27 +85,34 @@ class PackReport:
     manifest: Mapping[str, Any] | None
     """Of the set as it is now; None: there is no volume in it, and so no set."""
     new_volumes: int
-    series: Sequence[str]
-    """Pseudonyms of the series of the input."""
+    series: int
+    """Series of the input."""
+    in_set: int
+    """How many of them are in the set."""
     codes: Sequence[str]
     """Codes that this run gave."""
     rejected: Sequence[Row]
     """rejected.jsonl as it is now."""
+    part_of: str | None = None
+    """The folder that is to unite this part with the others."""
 
     @property
     def exit_code(self) -> int:
         """0: every series is in the set or skipped by rule; 3: some rejected; 1: some rejected and none in the set."""
         if not any(RULES[code].kind == "rejected" for code in self.codes):
             return 0
-        present = {volume["series"] for volume in self.manifest["volumes"]} if self.manifest else set()
-        return 3 if present & set(self.series) else 1
+        return 3 if self.in_set else 1
 
     def lines(self, output: str) -> list[str]:
         """The summary for people."""
         lines = [*self._about_set(output), *self._about_rejected(output)]
         if not self.series:
-            lines.append("No DICOM series was found in the input.")
-        if self.manifest:
+            lines.append(
+                "No DICOM series was found in the input." if not self.part_of else "No series is of this part."
+            )
+        if self.part_of:
+            lines.append(f"Next, when all parts are done: python tools/pack_shards.py --merge --output {self.part_of}")
+        elif self.manifest:
             lines.append(f"Next: python tools/verify_shards.py {output}")
         else:
             lines.append(f"There is no set in {output}: no volume was packed, and no manifest.json written.")

@@ -4,12 +4,20 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from dinox_io.output import PackError
-from dinox_io.pack import PackSettings, pack
+from dinox_io import codec
+from dinox_io.about import read_about
+from dinox_io.merge import merge
+from dinox_io.output import OutputFolder, PackError
+from dinox_io.pack import pack
+from dinox_io.part import Part
 from dinox_io.pipeline import default_threads
 from dinox_io.progress import ProgressReport
+from dinox_io.remove import remove_patient
+from dinox_io.report import PackReport
 from dinox_io.series import SeriesRules
+from dinox_io.settings import PackSettings
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
@@ -17,13 +25,19 @@ _EXAMPLES = """\
 examples:
   python tools/pack_shards.py ~/scans --output shards
   python tools/pack_shards.py /data/hospital_a /data/hospital_b --output shards --workers 8 --key-file my.key
+  python tools/pack_shards.py ~/scans --output shards --key-file my.key --part 3/16   (one job of an array of 16)
+  python tools/pack_shards.py --output shards --merge                                 (when all 16 are done)
+  python tools/pack_shards.py --output shards --remove 0123456789abcdef0123456789abcdef
 
 INPUT may hold anything: series are found by their headers, whatever files and folders are called. What is no CT volume,
 or cannot be trusted, is left out and listed with the reason in OUT/rejected.jsonl. Names, dates and UIDs stay in
-OUT/private; the rest of OUT names no one. Run the same command again to add what is new.
+OUT/private; the rest of OUT names no one. Run the same command again to add what is new, or to go on after a kill.
 
 exit code: 0 every series is in the set, or was skipped by rule; 3 some were rejected (they are listed);
-           1 some were rejected and none is in the set; 2 the command cannot be carried out as it stands
+           1 some were rejected and none is in the set; 2 the command cannot be carried out as it stands: wrong usage,
+           another packer at work, no room, a damaged set (the set is as it was before); 130 interrupted by Ctrl-C.
+           It is about the whole INPUT, whether packed now or before; with --part about that part, with --merge about
+           all parts; --remove without INPUT gives 0 when nothing of it is left
 """
 
 
@@ -35,6 +49,22 @@ def size_bytes(text: str) -> int:
     return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
 
 
+def part(text: str) -> Part:
+    """`3/16` -> the part."""
+    try:
+        return Part.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def about(text: str) -> dict[str, Any]:
+    """The contents of a file for --about."""
+    try:
+        return read_about(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
@@ -42,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("inputs", metavar="INPUT", nargs="+", type=Path, help="a DICOM file, or a folder of them")
+    command.add_argument("inputs", metavar="INPUT", nargs="*", type=Path, help="a DICOM file, or a folder of them")
     command.add_argument(
         "--output", metavar="OUT", type=Path, required=True, help="folder of the set, new or to add to"
     )
@@ -57,6 +87,17 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--min-slices", metavar="N", type=int, default=3, help="reject series with fewer slices (default: 3)"
     )
+    command.add_argument(
+        "--preset", choices=sorted(codec.PRESETS), default="small",
+        help="small: the smallest shards (default); fast: larger ones that are packed and read faster; both lossless",
+    )  # fmt: skip
+    command.add_argument(
+        "--about",
+        metavar="FILE.yaml",
+        type=about,
+        help="what the data set is: name, licence, citation (see docs/data.md)",
+    )
+    _add_operations(command)
     split = command.add_argument_group("split, by patient")
     split.add_argument(
         "--val-fraction", metavar="F", type=float, default=0.1, help="share of patients to validate on (default: 0.1)"
@@ -81,10 +122,27 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    given = parser().parse_args(arguments)
-    settings = PackSettings(
+def _add_operations(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("parts of an array job, and withdrawal")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument(
+        "--part", metavar="I/N", type=part,
+        help="pack the I-th of N parts of INPUT into OUT/part-I-of-N, beside the others; I from 1 to N, or from 0 to "
+        "N - 1; needs --key-file",
+    )  # fmt: skip
+    which.add_argument(
+        "--merge", action="store_true",
+        help="unite OUT/part-*-of-N, and a set that is in OUT already, into OUT; INPUT may be given and is not read",
+    )  # fmt: skip
+    which.add_argument(
+        "--remove", metavar="PSEUDONYM",
+        help="a patient withdraws: remove this patient (or series) from OUT and keep it out; then pack INPUT, if given",
+    )  # fmt: skip
+
+
+def settings_of(given: argparse.Namespace) -> PackSettings:
+    """What a command line asks for."""
+    return PackSettings(
         inputs=tuple(given.inputs),
         output=given.output,
         workers=given.workers,
@@ -99,17 +157,53 @@ def main(arguments: list[str] | None = None) -> int:
         test_fraction=given.test_fraction,
         split_seed=given.split_seed,
         key_file=given.key_file,
+        preset=given.preset,
+        part=given.part,
+        about=given.about,
     )
+
+
+def remove(output: Path, pseudonym: str) -> list[str]:
+    """Carry out --remove; returns what to say."""
+    if not output.is_dir():
+        raise PackError(f"there is no {output}: --remove takes a patient out of the set in --output")
+    with OutputFolder(output).held() as folder:
+        return remove_patient(folder, pseudonym).lines()
+
+
+def carry_out(given: argparse.Namespace) -> PackReport | None:
+    """Do what the command line asks for; None: nothing was packed or merged."""
+    settings = settings_of(given)
+    if given.remove is not None:
+        print("\n".join(remove(given.output, given.remove)), flush=True)
+        if not given.inputs:
+            return None
+    with ProgressReport() as progress:
+        if given.merge:
+            return merge(settings, progress)
+        progress.note(codec.describe())
+        return pack(settings, progress)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    command = parser()
+    given = command.parse_args(arguments)
+    if not given.inputs and not given.merge and given.remove is None:
+        command.error("give INPUT: what to pack (only --merge and --remove work without)")
+    if given.part is not None and given.key_file is None:
+        command.error("--part needs --key-file: all parts must make the same pseudonyms")
     try:
-        with ProgressReport() as progress:
-            report = pack(settings, progress)
+        report = carry_out(given)
     except PackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the set is as it was before; run the same command again", file=sys.stderr)
+        print("interrupted: the set is as it was before; run the same command again to go on", file=sys.stderr)
         return 130
-    print("\n".join(report.lines(str(given.output))))
+    if report is None:
+        return 0
+    print("\n".join(report.lines(str(given.output / given.part.folder if given.part else given.output))))
     return report.exit_code
 
 

@@ -286,7 +286,7 @@ def test_what_a_killed_run_left_is_cleaned_up(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(tmp_path / "in", out)
     before = contents(out)
-    (out / "private/packing.json").write_text('{"first_shard": 1}')
+    (out / "private/packing.jsonl").write_text('{"first_shard": 1}\n')
     (out / "shard-000001.tar").write_bytes(b"left")
     (out / ".shard-000002.tar.tmp").write_bytes(b"left")
     (out / "private/.sources.jsonl.tmp").write_bytes(b"left")

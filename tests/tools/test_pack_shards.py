@@ -4,19 +4,19 @@ import importlib.util
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from pydicom.dataset import Dataset
 
-from dinox_io import open_shards
+from dinox_io import codec, open_shards
+from dinox_io.output import OutputFolder
 from tests.io.dicom_factory import set_pixels, stored_slice, write_series
+from tests.io.small_packs import SameProcess
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -70,7 +70,8 @@ def test_help_is_for_newcomers(tool: ModuleType, capsys: pytest.CaptureFixture[s
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for part in ("--output", "--workers", "--shard-size", "--min-slices", "--val-fraction", "--test-fraction",
-                 "--split-seed", "--key-file", "--split-gaps", "--allow-tilt", "--allow-burned-in", "examples:",
+                 "--split-seed", "--key-file", "--split-gaps", "--allow-tilt", "--allow-burned-in", "--preset",
+                 "--about", "--part", "--merge", "--remove", "INPUT may be given and is not read", "130", "examples:",
                  "exit code:", "rejected.jsonl"):  # fmt: skip
         assert part in text
 
@@ -106,7 +107,20 @@ def test_an_end_without_a_set_is_said_last(
     assert last.startswith(f"There is no set in {out}") != whole
 
 
-@pytest.mark.parametrize("bad", [["--shard-size", "12 apples"], ["--no-such-option"], ["--workers", "many"]])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["--shard-size", "12 apples"],
+        ["--no-such-option"],
+        ["--workers", "many"],
+        ["--preset", "tiny"],
+        ["--part", "3/2", "--key-file", "k"],
+        ["--part", "1/2"],
+        ["--part", "1/2", "--key-file", "k", "--merge"],
+        ["--merge", "--remove", "0" * 32],
+        ["--about", "no_such_file.yaml"],
+    ],
+)
 def test_usage_errors_exit_with_2(tool: ModuleType, tmp_path: Path, bad: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         tool.main([str(tmp_path), "--output", str(tmp_path / "out"), *bad])
@@ -201,37 +215,143 @@ def test_a_full_disk_is_said_and_leaves_no_stump(command: Command, tmp_path: Pat
     assert command(tmp_path / "in", "--output", tmp_path / "out").returncode == 0
 
 
-def kill_once(arguments: list[str], environment: dict[str, str], options: list[str], after: Callable[[], bool]) -> int:
-    """Start a pack and SIGKILL it as soon as `after()`; returns its exit status."""
-    process = subprocess.Popen(
-        [*arguments, *options], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while process.poll() is None and not after():
-        time.sleep(0.002)
-    process.kill()
-    return process.wait()
+def mounted(folder: Path, *options: str) -> bool:
+    """Mount a file system in memory; False where this may not be done."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
-def test_a_killed_pack_leaves_the_set_as_it_was(  # F12
-    arguments: list[str], environment: dict[str, str], command: Command, tmp_path: Path
-) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 KB."""
+    folder = tmp_path / "disk"
+    if not mounted(folder, "-o", "size=400k"):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_file_system_is_said_and_room_lets_it_go_on(
+    command: Command, small_disk: Path, tmp_path: Path
+) -> None:  # F13
     several(tmp_path / "in", 8)
+    options = (tmp_path / "in", "--output", small_disk / "out", "--shard-size", "100KB", "--workers", 1)
+    done = command(*options)
+    assert done.returncode == 2, done.stdout
+    assert "no space left for" in done.stderr
+    assert "bytes were to be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    names = contents(small_disk / "out")
+    assert "manifest.json" not in names
+    assert not any(name.endswith(".tmp") for name in names)
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    done = command(*options)
+    assert done.returncode == 0, done.stderr
+    assert "taken over from an interrupted run: " in done.stderr
+
+
+def test_a_read_only_file_system_is_said(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "in", 3)
+    if not mounted(tmp_path / "closed", "-o", "ro"):
+        pytest.skip("no file system can be mounted here")
+    try:
+        assert tool.main([str(tmp_path / "in"), "--output", str(tmp_path / "closed/out"), "--workers", "1"]) == 2
+    finally:
+        subprocess.run(["umount", str(tmp_path / "closed")], check=True)
+    assert "Read-only file system. Check its permissions" in capsys.readouterr().err
+
+
+def test_a_second_packer_is_told_so(command: Command, tmp_path: Path) -> None:  # F14
+    write_series(tmp_path / "in", 3)
+    with OutputFolder(tmp_path / "out").held():
+        done = command(tmp_path / "in", "--output", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "another packer is at work on" in done.stderr
+    assert command(tmp_path / "in", "--output", tmp_path / "out").returncode == 0
+
+
+@pytest.fixture
+def run(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command in this process, without workers."""
+    monkeypatch.setattr("dinox_io.pack.WorkerPool", SameProcess)
+    return lambda *arguments: tool.main([str(argument) for argument in arguments])
+
+
+def test_parts_are_packed_and_united(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several(tmp_path / "in", 4, 20)
     (tmp_path / "key").write_bytes(bytes(32))
-    options = [str(tmp_path / "in"), "--shard-size", "100KB", "--workers", "2", "--key-file", str(tmp_path / "key")]
-    assert command(*options, "--output", tmp_path / "whole").returncode == 0
+    out, options = tmp_path / "out", (tmp_path / "in", "--key-file", tmp_path / "key")
+    assert run(*options, "--output", tmp_path / "whole") == 0
+    for number in (0, 1):
+        assert run(*options, "--output", out, "--part", f"{number}/2") == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith("Next, when all parts are done: python tools/pack_")
+    assert run("--merge", "--output", out) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Next: python tools/verify_shards.py {out}"
+    with open_shards(out) as united, open_shards(tmp_path / "whole") as whole:
+        assert [(v.id, v.digest, v.split) for v in united.volumes] == [(v.id, v.digest, v.split) for v in whole.volumes]
+    assert run(tmp_path / "in", "--merge", "--output", out) == 0
+    assert run("--merge", "--output", tmp_path / "in") == 2
+
+
+def test_presets_differ_in_size_and_say_what_filters(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several(tmp_path / "in", 2)
+    sizes = {}
+    for preset in ("small", "fast"):
+        assert run(tmp_path / "in", "--output", tmp_path / preset, "--preset", preset) == 0
+        assert codec.describe() in capsys.readouterr().err
+        manifest = json.loads((tmp_path / preset / "manifest.json").read_bytes())
+        assert (manifest["options"]["filter"], manifest["options"]["level"]) == codec.PRESETS[preset]
+        sizes[preset] = manifest["counts"]["shard_bytes"]
+    assert sizes["small"] < sizes["fast"]
+    several(tmp_path / "in", 3)
+    assert run(tmp_path / "in", "--output", tmp_path / "small", "--preset", "fast") == 0
+    with open_shards(tmp_path / "small", verify="always") as shards:
+        assert all(shards.read(volume, 0, 6).shape == (6, 96, 96) for volume in shards.volumes)
+
+
+def test_what_the_data_set_is_stands_in_the_manifest(run: Callable[..., int], tmp_path: Path) -> None:
+    def about() -> object:
+        return json.loads((out / "manifest.json").read_bytes())["about"]
+
+    several(tmp_path / "in", 1, 20)
+    file, out = tmp_path / "about.yaml", tmp_path / "out"
+    file.write_text("name: made up\nlicence: CC0-1.0\nweights_may_be_released: no\n")
+    assert run(tmp_path / "in", "--output", out, "--about", file) == 0
+    assert about() == {"licence": "CC0-1.0", "name": "made up", "weights_may_be_released": "no"}
+    before = contents(out)
+    assert run(tmp_path / "in", "--output", out) == 0
+    assert contents(out) == before
+    file.write_text("name: another\nlicence: CC0-1.0\nweights_may_be_released: ask\n")
+    assert run(tmp_path / "in", "--output", out, "--about", file) == 0
+    assert about() == {"licence": "CC0-1.0", "name": "another", "weights_may_be_released": "ask"}
+    assert len(list((out / "manifests").iterdir())) == 1
+
+
+def test_a_patient_withdraws(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    several(tmp_path / "in", 3, 20)
     out = tmp_path / "out"
-    started = time.monotonic()
-    moments: list[Callable[[], bool]] = [
-        lambda: (out / ".shard-000000.tar.tmp").exists(),
-        lambda: (out / "shard-000001.tar").exists(),
-        lambda: (out / "rejected.jsonl").exists(),
-        lambda: time.monotonic() - started > 8,
-    ]
-    killed = 0
-    for moment in moments:
-        killed += kill_once(arguments, environment, [*options, "--output", str(out)], moment) == -signal.SIGKILL
-        if (out / "manifest.json").exists():
-            open_shards(out).close()
-    assert killed >= 2
-    assert command(*options, "--output", out).returncode == 0
-    assert contents(out) == contents(tmp_path / "whole")
+    assert run(tmp_path / "in", "--output", out) == 0
+    with open_shards(out) as shards:
+        patient = shards.volumes[0].patient
+    assert run("--output", out, "--remove", "f" * 32) == 2
+    assert "has the pseudonym" in capsys.readouterr().err
+    assert run("--output", tmp_path / "nowhere", "--remove", patient) == 2
+    assert not (tmp_path / "nowhere").exists()
+    assert run("--output", out, "--remove", patient) == 0
+    assert f"Removed {patient}: 1 series" in capsys.readouterr().out
+    several(tmp_path / "in", 4, 20)
+    assert run(tmp_path / "in", "--output", out, "--remove", patient) == 0
+    said = capsys.readouterr().out
+    assert "was removed before" in said
+    assert "Packed 1 new volumes" in said
+    assert "6 files  WITHDRAWN" in said
+    for name, data in contents(out).items():
+        assert patient.encode() not in data, name
