@@ -17,12 +17,13 @@ import numpy as np
 
 from dinox_io.codec import FILTERS, MAX_SLICE_VALUES
 from dinox_io.errors import ShardError
-from dinox_io.seekable import seek_table_bytes
-from dinox_io.shard import BLOCK, END_BYTES, ShardEntry, read_shard_index
-from dinox_io.storage import ShardFile, read_bytes
+from dinox_io.record import VolumeMeta, parse_meta
+from dinox_io.seekable import frames_of_table, seek_table_bytes
+from dinox_io.shard import BLOCK, END_BYTES, ShardEntry, ShardReader, read_shard_index
+from dinox_io.storage import ShardFile, read_bytes, read_whole
 
 INDEX_NAME = "index.msgpack"
-MAX_INDEX_BYTES = 1 << 32
+_ENVELOPE_BYTES = 1 << 12
 INDEX_FORMAT, INDEX_VERSION = "dinox-index", 1
 
 # Column: little-endian dtype, values a row. The first eight have a row a volume, the others a row a slice.
@@ -79,14 +80,22 @@ def encode_index(index: SetIndex) -> bytes:
 
 def load_index(folder: Path, manifest: Mapping[str, Any]) -> SetIndex:
     """index.msgpack, if it is the one that the manifest names and makes sense; else ShardError."""
-    path = folder / INDEX_NAME
     try:
-        data = path.read_bytes() if path.stat().st_size <= MAX_INDEX_BYTES else b""
+        data = read_whole(folder / INDEX_NAME, _most_bytes(manifest))
     except OSError as error:
         raise ShardError(f"cannot be read ({error.strerror})", file=INDEX_NAME) from None
     if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
         raise ShardError("is not the index that the manifest names", file=INDEX_NAME)
     return decode_index(data, manifest)
+
+
+def _most_bytes(manifest: Mapping[str, Any]) -> int:
+    """How large the index of these volumes can be: what else lies there is not read into memory."""
+    row_bytes = {name: np.dtype(dtype).itemsize * width for name, (dtype, width) in _COLUMNS.items()}
+    slice_bytes = sum(row_bytes[name] for name in _SLICE_COLUMNS)
+    volume_bytes = sum(row_bytes.values()) - slice_bytes
+    slices = sum(volume["shape"][0] for volume in manifest["volumes"])
+    return _ENVELOPE_BYTES + volume_bytes * len(manifest["volumes"]) + slice_bytes * slices
 
 
 def decode_index(data: bytes, manifest: Mapping[str, Any]) -> SetIndex:
@@ -195,9 +204,12 @@ def _columns_of(ordered: Sequence[tuple[int, ShardEntry]]) -> dict[str, np.ndarr
 def check_shards(files: Sequence[ShardFile], manifest: Mapping[str, Any], index: SetIndex) -> None:
     """Every KEY.json and every seek table where the index says, with the digests of the manifest; else ShardError.
 
-    This is what tells a shard that was swapped or edited without a change of its size, at two small reads a volume.
+    This is what tells a shard that was swapped or edited without a change of its size, at two small reads a volume. An
+    index that says something else than they do is told by the `file` of the error: it alone is wrong.
     """
     digests = {volume["id"]: volume for shard in manifest["shards"] for volume in shard["volumes"]}
+    for file, shard in zip(files, manifest["shards"], strict=True):
+        ShardReader(file, shard["size"] - END_BYTES).read_head()
     tables = index.body_end()
     for number, record in enumerate(manifest["volumes"]):
         file = files[int(index.shard[number])]
@@ -211,3 +223,19 @@ def check_shards(files: Sequence[ShardFile], manifest: Mapping[str, Any], index:
             raise ShardError("its KEY.json is not the one that was packed", file=file.name, volume=record["id"])
         if hashlib.sha256(table).hexdigest() != listed["seek_table_sha256"]:
             raise ShardError("its seek table is not the one that was packed", file=file.name, volume=record["id"])
+        _check_row(index, number, parse_meta(meta, record["id"], file.name), frames_of_table(table))
+
+
+def _check_row(index: SetIndex, number: int, meta: VolumeMeta, frames: np.ndarray) -> None:
+    slices = slice(int(index.first[number]), int(index.first[number + 1]))
+    told = (
+        (index.shape[number], meta.shape),
+        (index.filter[number], FILTERS.index(meta.filter)),
+        (index.spacing_mm[number], meta.spacing_mm),
+        (index.orientation[number], meta.orientation),
+        (index.z_mm[slices], meta.z_positions_mm),
+        (index.frame_bytes[slices], frames["compressed"]),
+        (index.checksum[slices], frames["checksum"]),
+    )
+    if not all(np.array_equal(left, right) for left, right in told):
+        raise ShardError("is not what the shard says", file=INDEX_NAME, volume=meta.id)

@@ -10,28 +10,32 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from dinox_io import hounsfield
+from dinox_io.about import is_about
 from dinox_io.atomic import write_atomically
 from dinox_io.canonical import canonical_json, parse_json_object
 from dinox_io.errors import ShardError
 from dinox_io.index import INDEX_NAME, encode_index, rebuild_index
 from dinox_io.record import ID_PATTERN
 from dinox_io.shard import NAME_PATTERN, ShardSummary, VolumeSummary
-from dinox_io.storage import LocalFile
+from dinox_io.storage import LocalFile, read_whole
+from dinox_io.versions import tool_versions
 
 MANIFEST_NAME, EARLIER_FOLDER = "manifest.json", "manifests"
 SET_FORMAT, SET_VERSION = "dinox-set", 1
 SIDES = ("train", "val", "test", "none")
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 1 << 28  # some 400,000 volumes
 
 # What only the commit knows, or what only says where the set came from: not part of "is anything new".
 _COMMIT_KEYS = ("self", "index_sha256", "previous")
+# What a manifest says that was written before these members were known.
+_UNSAID: Mapping[str, Any] = {"tools": {}, "about": None, "removed": None}
 
 
 # --- building ----------------------------------------------------------------------------------------------------
@@ -48,6 +52,9 @@ def build_manifest(
     packer: str,
     sources: Mapping[str, int],
     previous: dict[str, Any] | None,
+    about: Mapping[str, Any] | None = None,
+    dropped: Collection[str] = (),
+    removed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A manifest without `index_sha256` and `self`, which `commit_set` adds (it returns the whole one).
 
@@ -56,11 +63,18 @@ def build_manifest(
         sides: volume id -> "train" | "val" | "test" | "none", for every volume, old and new.
         options, rejected_by_code, leaks, sources: JSON values, recorded as they are.
         previous: the manifest (as read_manifest gives it) that this one follows, or None for a new set.
+        about: what read_about gives; None keeps what `previous` has.
+        dropped: names of shards of `previous` that this manifest has no more (a patient was removed).
+        removed: {"volumes", "manifests"} as remove.py counts them; None keeps what `previous` has.
+
+    `packer` and `tools` are those of the last addition: where no shard is new, they stay as `previous` has them.
 
     Raises:
         ValueError: a volume stands twice, has no side, or there is no volume at all.
     """
-    shards, volumes = _carried_over(previous, {summary.name for summary in summaries})
+    shards, volumes = _carried_over(previous, {summary.name for summary in summaries} | set(dropped))
+    before = previous or {}
+    added = bool(summaries) and not dropped
     for summary in summaries:
         shards.append(_shard_record(summary))
         volumes.extend(_volume_record(volume) for volume in summary.volumes)
@@ -78,20 +92,24 @@ def build_manifest(
         "format": SET_FORMAT,
         "version": SET_VERSION,
         "encoding": hounsfield.ENCODING,
-        "packer": packer,
+        "packer": packer if added else before.get("packer", packer),
+        "tools": tool_versions() if added else before.get("tools", {}),
+        "about": before.get("about") if about is None else dict(about),
         "config_digest": config_digest,
         "options": options,
         "sources": dict(sources),
         "previous": previous["self"] if previous else None,
         "rejected": dict(rejected_by_code),
         "leaks": leaks,
+        "removed": before.get("removed") if removed is None else dict(removed),
         "shards": shards,
         "volumes": volumes,
         **_statistics(shards, volumes),
     }
-    if previous and all(previous.get(key) == value for key, value in manifest.items() if key not in _COMMIT_KEYS):
-        # Nothing new: the set keeps its place in the chain, so that committing it again changes nothing.
-        manifest["previous"] = previous["previous"]
+    told = {**_UNSAID, **(previous or {})}
+    if previous and all(told.get(key) == value for key, value in manifest.items() if key not in _COMMIT_KEYS):
+        # Nothing new: the very manifest that stands there, so that committing it again changes nothing.
+        return {key: value for key, value in previous.items() if key not in ("self", "index_sha256")}
     return manifest
 
 
@@ -176,26 +194,42 @@ def dense_histogram(sparse: Mapping[str, Any]) -> np.ndarray:
 def commit_set(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Make `manifest` that of the set in `folder`, whose shards are all in place; returns it with `self`.
 
-    In order: the manifest before is kept as manifests/DIGEST.json, manifest.json takes its place atomically, then
-    index.msgpack. Killed in between, the set is whole (the old one or the new). Committing the same set again writes
-    nothing but a missing index. Raises ShardError if the shards are not what the manifest says.
+    `complete_set`, then `write_set`. Raises ShardError, with nothing changed, if the shards are not what it says.
     """
-    folder = Path(folder)
+    complete, index = complete_set(Path(folder), manifest)
+    write_set(Path(folder), complete, index)
+    return complete
+
+
+def complete_set(folder: Path, manifest: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """The manifest with `index_sha256` and `self`, and the bytes of its index. Writes nothing.
+
+    Raises ShardError if the shards in `folder` are not what the manifest says.
+    """
     index = _index_bytes(folder, manifest)
     complete = {key: value for key, value in manifest.items() if key not in ("self", "index_sha256")}
     complete["index_sha256"] = hashlib.sha256(index).hexdigest()
     complete["self"] = _digest(complete)
+    return complete, index
+
+
+def write_set(folder: Path, complete: dict[str, Any], index: bytes, *, keep_previous: bool = True) -> None:
+    """Write what `complete_set` gave.
+
+    In order: the manifest before is kept as manifests/DIGEST.json (unless not `keep_previous`: of what is removed
+    nothing may stay), manifest.json takes its place atomically, then index.msgpack. Killed in between, the set is whole
+    (the old one or the new). Committing the same set again writes nothing but a missing index.
+    """
     (folder / EARLIER_FOLDER).mkdir(exist_ok=True)
     target = folder / MANIFEST_NAME
     before = read_manifest(folder) if target.exists() else None
-    if before is not None and before["self"] != complete["self"]:
+    if keep_previous and before is not None and before["self"] != complete["self"]:
         write_atomically(folder / EARLIER_FOLDER / f"{before['self']}.json", target.read_bytes())
     if before is None or before["self"] != complete["self"]:
         write_atomically(target, serialize_manifest(complete))
     index_path = folder / INDEX_NAME
     if not index_path.exists() or index_path.read_bytes() != index:
         write_atomically(index_path, index)
-    return complete
 
 
 def _index_bytes(folder: Path, manifest: dict[str, Any]) -> bytes:
@@ -221,16 +255,17 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the set in `folder` (or of the manifest file given), checked against its `self`. ShardError."""
     path = Path(folder)
-    path = path / MANIFEST_NAME if path.is_dir() else path
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= MAX_MANIFEST_BYTES else b""
+        path = path / MANIFEST_NAME if path.is_dir() else path
+        data = read_whole(path, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise ShardError(
             f"there is none in {path.parent}: not a set of shards, or its packing never ended", file=path.name
         ) from None
-    except OSError as error:
-        raise ShardError(f"cannot be read ({error.strerror})", file=path.name) from error
+    except (OSError, ValueError) as error:  # ValueError: a path that can be none, or ShardError: too large
+        if isinstance(error, ShardError):
+            raise
+        raise ShardError(f"cannot be read ({getattr(error, 'strerror', None) or error})", file=path.name) from error
     manifest = parse_json_object(data, path.name)
     try:
         digest = _digest(manifest)
@@ -274,6 +309,10 @@ def check_manifest(manifest: Mapping[str, Any], file_name: str) -> None:
         raise ShardError("its shards hold other volumes than it lists", file=file_name)
     if not _is_digest(manifest.get("index_sha256")):
         raise ShardError("index_sha256 is missing or malformed", file=file_name)
+    if not is_about(manifest.get("about")):
+        raise ShardError("about is not what describes a data set", file=file_name)
+    if not _is_removed(manifest.get("removed")):
+        raise ShardError("removed is malformed", file=file_name)
 
 
 def _all_objects(values: object) -> TypeGuard[list[dict[str, Any]]]:
@@ -282,6 +321,18 @@ def _all_objects(values: object) -> TypeGuard[list[dict[str, Any]]]:
 
 def _is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and value.isascii() and value.isalnum()
+
+
+def _is_removed(value: object) -> bool:
+    if value is None:
+        return True
+    manifests = value.get("manifests") if isinstance(value, dict) else None
+    return (
+        isinstance(value, dict)
+        and type(value.get("volumes")) is int
+        and isinstance(manifests, list)
+        and all(map(_is_digest, manifests))
+    )
 
 
 def _is_name(value: object) -> bool:

@@ -117,10 +117,10 @@ def _text(members: dict[str, Any], name: str, where: str) -> str:
 
 def _numbers(members: dict[str, Any], name: str, count: int, where: str) -> list[float]:
     values = members.get(name)
-    if not isinstance(values, list) or len(values) != count or not all(type(v) in (int, float) for v in values):
+    if not isinstance(values, list) or len(values) != count or not {int, float}.issuperset(map(type, values)):
         raise ShardError(f"{name} is not {count} numbers", file=where)
     try:
-        return [float(value) for value in values]
+        return list(map(float, values))
     except OverflowError:
         raise ShardError(f"{name} is not {count} numbers", file=where) from None
 

@@ -33,13 +33,19 @@ def seek_table_bytes(num_slices: int) -> int:
     return _SEEK_HEADER.size + SEEK_ENTRY.itemsize * num_slices + _SEEK_FOOTER.size
 
 
+def frames_of_table(table: bytes) -> np.ndarray:
+    """SEEK_ENTRY (z,) of the bytes of a seek table whose size was checked."""
+    count = (len(table) - _SEEK_HEADER.size - _SEEK_FOOTER.size) // SEEK_ENTRY.itemsize
+    return np.frombuffer(table, SEEK_ENTRY, count, _SEEK_HEADER.size)
+
+
 def read_seek_table(file: ShardFile, start: int, size: int, shape: tuple[int, int, int]) -> tuple[np.ndarray, bytes]:
     """SEEK_ENTRY (z,) of the body at `start`, checked against its size and the volume's shape; and its bytes."""
     length = seek_table_bytes(shape[0])
     if length > size:
         raise ShardError(f"its data has {size} bytes, fewer than its seek table")
     table = read_bytes(file, start + size - length, start + size)
-    frames = np.frombuffer(table, SEEK_ENTRY, shape[0], _SEEK_HEADER.size)
+    frames = frames_of_table(table)
     frame = (_SKIPPABLE_MAGIC, length - _SEEK_HEADER.size)
     if (
         _SEEK_HEADER.unpack_from(table) != frame

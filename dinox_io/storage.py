@@ -6,6 +6,7 @@ Invariant: what is returned has the length that was asked for, or ShardError; no
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Protocol
 
@@ -31,10 +32,19 @@ class LocalFile:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Not blocking, and only what fstat calls a regular file: opening a pipe would wait for a writer.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise ShardError(f"cannot be opened ({error.strerror})", file=path.name) from error
-        self.size = os.fstat(self._descriptor).st_size
+        try:
+            status = os.fstat(self._descriptor)
+        except OSError as error:
+            self.close()
+            raise ShardError(f"cannot be looked at ({error.strerror})", file=path.name) from error
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise ShardError("is not a regular file", file=path.name)
+        self.size = status.st_size
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         done = 0
@@ -62,3 +72,15 @@ def read_bytes(file: ShardFile, start: int, stop: int) -> bytes:
     buffer = bytearray(stop - start)
     file.read_into(start, memoryview(buffer))
     return bytes(buffer)
+
+
+def read_whole(path: Path, limit_bytes: int) -> bytes:
+    """All bytes of a small file. ShardError if it is no regular file or has more than the limit; OSError else."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 (a descriptor)
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ShardError("is not a regular file", file=path.name)
+        if status.st_size > limit_bytes:
+            raise ShardError(f"has more than the {limit_bytes} bytes that it may have", file=path.name)
+        # No more than it had: a file that grows while it is read must not fill the memory.
+        return file.read(status.st_size)

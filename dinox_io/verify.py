@@ -50,18 +50,31 @@ def verify_set(
         manifest = read_manifest(path)
     except ShardError as error:
         return [_damage(error, "manifest.json", None)]
-    folder, _ = set_folder(path)
+    folder, earlier = set_folder(path)
+    return verify_manifest(folder, manifest, earlier=earlier, threads=threads, progress=progress)
+
+
+def verify_manifest(
+    folder: Path,
+    manifest: dict[str, Any],
+    *,
+    earlier: bool = False,
+    threads: int = 1,
+    progress: Callable[[str, int], None] | None = None,
+) -> list[Damage]:
+    """`verify_set` of a manifest that was read already. `earlier`: it is one of manifests/, which have no index."""
     damages: list[Damage] = []
     index = None
     try:
         index = load_index(folder, manifest)
     except ShardError as error:
-        damages.append(_damage(error, "index.msgpack", None, "; packing into the folder again writes it anew"))
-    for earlier in sorted((folder / EARLIER_FOLDER).glob("*.json")):
+        if not earlier:
+            damages.append(_damage(error, "index.msgpack", None, "; packing into the folder again writes it anew"))
+    for old in sorted((folder / EARLIER_FOLDER).glob("*.json")):
         try:
-            read_manifest(earlier)
+            read_manifest(old)
         except ShardError as error:
-            damages.append(_damage(error, f"{EARLIER_FOLDER}/{earlier.name}", None))
+            damages.append(_damage(error, f"{EARLIER_FOLDER}/{old.name}", None))
 
     def verify(number: int) -> list[Damage]:
         shard = manifest["shards"][number]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from dinox_io import ShardError
+from dinox_io import ShardError, codec
 from dinox_train.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, remove_leftovers
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
-from dinox_train.data import LeakError, open_dataset
+from dinox_train.data import LeakError, open_dataset, tell_provenance
 from dinox_train.learner import Learner, preprocess_of
 from dinox_train.platform import PrecisionError, choose_device, describe
 from dinox_train.run import RunFolder, RunFolderError, StopSignals, log, logging_to
@@ -93,6 +93,7 @@ def run(config: Config) -> int:
             dataset = open_dataset(config.data, folder.path, digest, log.info)
             if config.data.shards == "fake":
                 log.warning("data.shards is fake: made-up volumes, to try a machine; nothing can be learnt from them")
+            tell_provenance(dataset, log.info, log.warning)
             log.info("%s", dataset.sides_in_words)
             learner = Learner(config, preprocess_of(config, dataset.hu_histogram), device)
             trainer = Trainer(learner, dataset, folder, device)
@@ -101,7 +102,9 @@ def run(config: Config) -> int:
             elif config.run.init_from:
                 start_from(learner, Path(config.run.init_from))
             folder.write_text("config.yaml", to_yaml(config))
-            folder.write_json("env.json", describe(device) | {"shards_digest": dataset.shards.digest})
+            noted = {"shards_digest": dataset.shards.digest, "shards": dataset.provenance}
+            noted["filters"] = codec.describe().removeprefix("filters: ")
+            folder.write_json("env.json", describe(device) | noted)
             return trainer.train(stop, progress)
 
 

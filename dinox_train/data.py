@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,12 @@ class Dataset:
         return dense_histogram(self.shards.manifest["hu_histogram"])
 
     @property
+    def provenance(self) -> dict[str, Any]:
+        """What a run notes of its data: `digest` of the set, `about` (what `--about` said, or None), `counts`."""
+        manifest = self.shards.manifest
+        return {"digest": self.shards.digest, "about": manifest.get("about"), "counts": manifest.get("counts")}
+
+    @property
     def sides_in_words(self) -> str:
         count = Counter(volume.split for volume in self.shards.volumes)
         closed = f"; {count['test']} test volumes stay closed" if count["test"] else ""
@@ -52,7 +59,8 @@ class Dataset:
 def open_dataset(data: DataSection, run_folder: Path, digest: str | None, say: Callable[[str], None]) -> Dataset:
     """Open what `data.shards` names. `digest`: the manifest a resumed run began with; None for a new run.
 
-    Raises ShardError for a damaged set, ConfigError where the set is another one than the run began with, LeakError.
+    Raises ShardError for a damaged set, ConfigError where the set is another one than the run began with or a patient
+    was removed from it since, LeakError.
     """
     folder = write_fake_set(run_folder / "fake-shards") if data.shards == "fake" else Path(data.shards)
     shards = open_shards(folder, edge=data.edge)
@@ -76,6 +84,15 @@ def open_dataset(data: DataSection, run_folder: Path, digest: str | None, say: C
 def _as_the_run_began(
     shards: ShardSet, folder: Path, data: DataSection, digest: str | None, say: Callable[[str], None]
 ) -> ShardSet:
+    removed = shards.manifest.get("removed") or {"manifests": []}
+    if digest in removed["manifests"]:
+        shards.close()
+        raise ConfigError(
+            f"data.shards: a patient was withdrawn from {folder} since the run began (its set had the digest "
+            f"{digest}), and the checkpoints of the run have seen that patient: it does not go on. Start another "
+            "run.folder on the set as it is now, and decide what becomes of these checkpoints and of what was made of "
+            "them (run.init_from with them would carry over what they learnt from that patient)."
+        )
     earlier = folder / "manifests" / f"{digest}.json"
     if not earlier.is_file():
         raise ConfigError(
@@ -87,6 +104,17 @@ def _as_the_run_began(
     shards.close()
     say(f"the shard set has grown since the run began ({newer[:16]}…); this run goes on with its own volumes")
     return open_shards(earlier, edge=data.edge)
+
+
+def tell_provenance(dataset: Dataset, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """Say whose data it is and under which licence, where the set tells; warn if weights may not be released."""
+    about = dataset.provenance["about"]
+    if not about:
+        return
+    version = f" {about['version']}" if about.get("version") else ""
+    say(f"data: {about.get('name')}{version}, licence {about.get('licence')}")
+    if about.get("weights_may_be_released") == "no":
+        warn(f"weights that are trained on {about.get('name')} must not be released: its description says so")
 
 
 def refuse_leaks(volumes: Sequence[VolumeRecord]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,69 @@ def test_committing_what_is_there_changes_nothing(tmp_path: Path, make_volume, w
     (tmp_path / "set" / "index.msgpack").unlink()
     write_set(tmp_path / "set", [], previous=grown)
     assert tree(tmp_path / "set") == before
+
+
+ABOUT = {"name": "Ward 7", "licence": "in house", "weights_may_be_released": "ask"}
+
+
+def rebuilt(manifest: dict, **changes) -> dict:
+    """build_manifest over what is there, as a pack does that finds nothing new."""
+    named = ("options", "config_digest", "leaks", "packer", "sources")
+    rest = {name: manifest[name] for name in named} | {"rejected_by_code": manifest["rejected"]} | changes
+    sides = {volume["id"]: volume["split"] for volume in manifest["volumes"]}
+    return build_manifest([], sides=sides, previous=manifest, **rest)
+
+
+def test_what_the_set_was_made_with(tmp_path: Path, make_volume, write_set) -> None:
+    tools = write_set(tmp_path / "set", [[make_volume(1)]])["tools"]
+    assert {"dinox", "python", "numpy", "zstandard", "zstd", "xxhash", "pydicom"} <= tools.keys()
+    assert tools["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert tools["numpy"] == np.__version__
+    assert all(isinstance(version, str) and version for version in tools.values())
+
+
+def test_other_versions_alone_change_nothing(tmp_path: Path, make_volume, write_set, monkeypatch) -> None:
+    first = write_set(tmp_path / "set", [[make_volume(1)]])
+    before = tree(tmp_path / "set")
+    monkeypatch.setattr("dinox_io.manifest.tool_versions", lambda: {"dinox": "9.9"})
+    commit_set(tmp_path / "set", rebuilt(first, packer="dinox_io 9.9"))
+    assert tree(tmp_path / "set") == before
+    grown = write_set(tmp_path / "set", [[make_volume(2)]], previous=first)
+    assert grown["tools"] == {"dinox": "9.9"}
+
+
+def test_a_set_of_an_older_version_is_as_it_was(tmp_path: Path, make_volume, write_set) -> None:
+    """Without `tools`, `about` and `removed`: a run that adds nothing writes nothing, one that adds something may."""
+    first = write_set(tmp_path / "set", [[make_volume(1)]])
+    old = resign({key: value for key, value in first.items() if key not in ("tools", "about", "removed")})
+    (tmp_path / "set" / "manifest.json").write_bytes(serialize_manifest(old))
+    before = tree(tmp_path / "set")
+    commit_set(tmp_path / "set", rebuilt(old))
+    assert {name: data for name, data in tree(tmp_path / "set").items() if "manifests" not in name} == before
+    assert write_set(tmp_path / "set", [[make_volume(2)]], previous=old)["removed"] is None
+
+
+def test_a_description_is_kept_until_another_comes(tmp_path: Path, make_volume, write_set) -> None:
+    folder = tmp_path / "set"
+    first = write_set(folder, [[make_volume(1)]])
+    assert first["about"] is None
+    second = commit_set(folder, rebuilt(first, about=ABOUT))
+    assert (second["about"], second["previous"]) == (ABOUT, first["self"])
+    assert commit_set(folder, rebuilt(second)) == second
+    assert commit_set(folder, rebuilt(second, about=dict(ABOUT))) == second
+    third = write_set(folder, [[make_volume(2)]], previous=second)
+    assert third["about"] == ABOUT
+    fourth = commit_set(folder, rebuilt(third, about=ABOUT | {"version": "2"}))
+    assert fourth["self"] != third["self"]
+    assert read_manifest(folder)["about"]["version"] == "2"
+
+
+@pytest.mark.parametrize("removed", [[], {"volumes": "1", "manifests": []}, {"volumes": 1, "manifests": ["x"]}, {}])
+def test_a_malformed_note_of_removals_is_refused(tmp_path: Path, make_volume, write_set, removed: object) -> None:
+    manifest = resign(write_set(tmp_path / "set", [[make_volume(1)]]) | {"removed": removed})
+    (tmp_path / "set" / "manifest.json").write_bytes(serialize_manifest(manifest))
+    with pytest.raises(ShardError, match="removed"):
+        read_manifest(tmp_path / "set")
 
 
 def test_commit_refuses_shards_that_are_not_the_manifests(tmp_path: Path, make_volume, write_set) -> None:

@@ -1,6 +1,7 @@
 """`verify_shards.py`: 0 for a whole set, 1 with the name of each damaged volume and of no other."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -8,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import verify_shards
 
 from dinox_io import open_shards
 from dinox_io.canonical import canonical_json
 from dinox_io.manifest import build_manifest, commit_set
+from dinox_io.pack import PackSettings, pack
+from dinox_io.progress import ProgressReport
 from dinox_io.shard import END_BYTES, ShardWriter, encode_volume
 from dinox_io.verify import verify_set
 from dinox_io.volume import Volume
+from tests.io.dicom_factory import write_series
+from tests.io.kept_pools import Pools, pools  # noqa: F401 (a fixture)
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -83,6 +89,42 @@ def test_the_command(folder: Path, repository: Path) -> None:
     (folder / "manifest.json").unlink()
     missing = run(repository, folder)
     assert (missing.returncode, missing.stdout.split(":")[0]) == (1, "manifest.json")
+
+
+def test_against_its_source(
+    tmp_path: Path,
+    pools: Pools,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("dinox_io.pack.WorkerPool", pools.lend)
+    monkeypatch.setattr("dinox_io.against.WorkerPool", pools.lend)
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_series(source / "SMITH", 4, series="1.7.1", patient="SMITH")
+    write_series(source / "DOE", 4, series="1.7.2", patient="DOE")
+    pack(PackSettings(inputs=(source,), output=out), ProgressReport(io.StringIO()))
+
+    def code(*arguments: object) -> int:
+        return verify_shards.main([str(out), "--workers", "1", *map(str, arguments)])
+
+    assert code("--against", source) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("2 of 2 volumes are bit for bit their source, 0 differ")
+    assert code("--against", source / "DOE") == 1
+    said = "".join(capsys.readouterr())
+    assert "not verified, its source is not in INPUT" in said
+    assert not any(word in said for word in ("SMITH", "DOE", "1.7.", "Jane"))
+    assert code("--against", tmp_path / "absent") == 2
+    for wrong in (("--key-file", source), ("--against", source, "--workers", 0)):
+        with pytest.raises(SystemExit) as end:
+            code(*wrong)
+        assert end.value.code == 2
+    (out / "private" / "key").unlink()
+    assert code("--against", source) == 2
+    assert "--key-file" in capsys.readouterr().err
+    shard = out / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    (out / "manifest.json").write_bytes(b"{}")
+    assert code("--against", source) == 1
 
 
 @pytest.mark.parametrize("index", [True, False])

@@ -63,6 +63,7 @@ def test_the_run_folder_holds_what_was_agreed(whole: Path) -> None:
     assert {"config.yaml", "env.json", "metrics.jsonl", "train.log", "heartbeat", "checkpoints", "report.html"} <= names
     assert [path.name for path in sorted((whole / "checkpoints").iterdir())] == ["step-00000006", "step-00000009"]
     assert (whole / "heartbeat").read_text() == "9\n"
+    assert json.loads((whole / "env.json").read_text())["filters"].startswith(("C (", "NumPy ("))
     assert {path.name for path in (whole / "pictures").iterdir()} == {"views.png", "patch_features.png"}
     assert "<html" in (whole / "report.html").read_text()
     assert "report.html: Too early to judge" in (whole / "train.log").read_text()
