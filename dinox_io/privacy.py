@@ -30,7 +30,7 @@ _VENDORS = {
 }
 _KERNELS = re.compile(
     r"STANDARD|STND|SOFT|LUNG|BONE(?:PLUS)?|DETAIL|EDGE|CHEST|ULTRA|SMOOTH|SHARP|"  # GE
-    r"(?:[ABHIUTCDSQ][a-z]{0,2}\d{2}[a-z]?)(?:\\[1-5])?|"  # Siemens: B30f, Br38f\3, I70f
+    r"(?:[ABHIUTCDSQ][a-z]?\d{2}[a-z]?)(?:\\[1-5])?|"  # Siemens: B30f, Br38f\3, I70f
     r"[A-FL]|UA|UB|UC|Y[A-E]|E[A-C]|"  # Philips: D, YA, EB
     r"F[CL]\d{2}(?:-[HP])?"  # Canon, Toshiba: FC08
 )
@@ -66,6 +66,22 @@ def own_key(private: Path) -> bytes:
         write_atomically(path, secrets.token_bytes(KEY_BYTES))
         path.chmod(0o600)
     return read_key(path)
+
+
+def key_of_set(private: Path, key_id_of_set: str, key_file: Path | None) -> bytes:
+    """The key that a set's pseudonyms were made with: that of `key_file`, else the one in its private folder.
+
+    ValueError, saying what to do, if it is not there, too short, or another one than the set names (`key_id`).
+    """
+    path = key_file or private / "key"
+    try:
+        key = read_key(path)
+    except OSError as error:
+        missing = "the set was packed with a key file: give the same --key-file" if key_file is None else error.strerror
+        raise ValueError(f"there is no key to read in {path}: {missing}") from None
+    if key_id(key) != key_id_of_set:
+        raise ValueError(f"the key in {path} is not the one that the set was packed with: give that --key-file")
+    return key
 
 
 def number_in_range(value: float | None, low: float, high: float) -> float | None:

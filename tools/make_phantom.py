@@ -23,9 +23,10 @@ from phantom.study import SeriesPlan, StudyPlan, plan_series
 from phantom.surroundings import series_folder, write_around_study, write_rubbish
 
 from dinox_io.atomic import replace_folder, temporary_path
+from dinox_io.labels import Mark, label_path, write_labels
 
 RECORD = "phantom.json"
-VERSION = 1
+VERSION = 2
 
 
 class PhantomError(ValueError):
@@ -98,9 +99,9 @@ def record_of(folder: Path) -> dict[str, Any] | None:
     )
 
 
-def write_study(study: StudyPlan, folder: Path, progress: Progress) -> tuple[list[dict[str, Any]], int]:
+def write_study(study: StudyPlan, folder: Path, progress: Progress) -> tuple[list[Mark], int]:
     """Write all files of one study; returns the marks of its nodules and the number of files beside its CT slices."""
-    marks: list[dict[str, Any]] = []
+    marks: list[Mark] = []
     projections = []
     series = plan_series(study)
     for one in series:
@@ -109,11 +110,18 @@ def write_study(study: StudyPlan, folder: Path, progress: Progress) -> tuple[lis
     return marks, write_around_study(study, folder, series[0], projections[0])
 
 
-def _marks(series: SeriesPlan) -> list[dict[str, Any]]:
+def _marks(series: SeriesPlan) -> list[Mark]:
     study = series.study
     found = (
-        mark(nodule, series=series.uid, grid=study.grid, z_mm=series.heights_mm, offset_mm=series.offset_mm)
-        for nodule in study.patient.nodules
+        mark(
+            nodule,
+            series=series.uid,
+            target=1000 * (study.number + 1) + number,
+            grid=study.grid,
+            z_mm=series.heights_mm,
+            offset_mm=series.offset_mm,
+        )
+        for number, nodule in enumerate(study.patient.nodules, start=1)
     )
     return [one for one in found if one is not None]
 
@@ -142,7 +150,7 @@ def make(folder: Path, options: Options) -> dict[str, Any]:
 
 
 def _write_all(folder: Path, studies: list[StudyPlan], options: Options) -> dict[str, Any]:
-    marks: list[dict[str, Any]] = []
+    marks: list[Mark] = []
     others = 0
     total = sum(series.count for study in studies for series in plan_series(study))
     with _progress(total) as progress:
@@ -156,9 +164,7 @@ def _write_all(folder: Path, studies: list[StudyPlan], options: Options) -> dict
             )
             progress.patient_done(f"{study.patient_name}: {text}; {len(study.patient.nodules)} nodules")
     others += write_rubbish(folder / "dicom", studies[0])
-    labels = folder / "labels" / "nodules.jsonl"
-    labels.parent.mkdir()
-    labels.write_text("".join(json.dumps(one, separators=(",", ":")) + "\n" for one in marks), encoding="utf-8")
+    write_labels(label_path(folder, "nodules"), marks)
     record = {
         "phantom": VERSION,
         "options": asdict(options),

@@ -12,7 +12,6 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
@@ -20,11 +19,11 @@ import make_phantom
 from phantom.anatomy import render
 from phantom.body import heart_distance, lung_distance
 from phantom.dicom_export import stored_values
-from phantom.nodules import run_lengths
 from phantom.noise import overlap_share, slice_noise, taps
 from phantom.study import StudyPlan, plan_series
 
 from dinox_io.codec import apply_filter
+from dinox_io.labels import Mark, read_labels
 
 OPTIONS = ["--patients", "4", "--slices", "10", "--size", "96", "--seed", "3"]
 
@@ -61,13 +60,13 @@ def _tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _marks(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "labels" / "nodules.jsonl").read_text().splitlines()]
+def _marks(folder: Path) -> list[Mark]:
+    return read_labels(folder / "labels" / "nodules.jsonl")
 
 
-def _mask(mark: dict) -> np.ndarray:
-    runs = mark["mask"]["runs"]
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(mark["mask"]["shape"])
+def _mask(mark: Mark) -> np.ndarray:
+    assert mark.mask is not None
+    return mark.mask.decode()
 
 
 def _lag_one_correlation(blur_px: float) -> float:
@@ -201,19 +200,24 @@ def test_noise_of_a_slice_is_that_of_its_kernel():
     assert lag == pytest.approx(_lag_one_correlation(plan.protocol.blur_px), abs=0.06)
 
 
-def test_marks_point_at_what_is_in_the_pixels(study_folder: Path, series: dict[str, list[pydicom.Dataset]]):
+def test_marks_point_at_what_is_in_the_files(study_folder: Path, series: dict[str, list[pydicom.Dataset]]):
     marks = _marks(study_folder)
-    assert {mark["series"] for mark in marks} <= set(series)
+    assert {mark.series for mark in marks} <= set(series)
     assert len(marks) >= 4
     for mark in marks:
-        slices, mask = series[mark["series"]], _mask(mark)
-        low, high = mark["box"][:3], mark["box"][3:]
-        assert mask.shape == tuple(np.subtract(high, low))
+        slices, mask = series[mark.series], _mask(mark)
+        z, y, x, z_last, y_end, x_end = mark.box
+        assert mask.shape[1:] == (y_end - y, x_end - x)
         assert all(mask.any(axis=axes)[[0, -1]].all() for axes in ((1, 2), (0, 2), (0, 1)))  # the box is tight
-        np.testing.assert_allclose(np.argwhere(mask).mean(axis=0) + low, mark["center"], atol=1e-3)
-        z = [float(d.ImagePositionPatient[2]) for d in slices]
-        assert np.interp(mark["center"][0], range(len(z)), z) == pytest.approx(mark["z_mm"], abs=2e-3)
-        assert mark["target"] == {1: 0, 5: 1}[mark["ratings"]["texture"]]
+        positions = [float(d.ImagePositionPatient[2]) for d in slices]
+        assert mark.mask is not None
+        assert list(mark.mask.z_mm) == [position for position in positions if z <= position <= z_last]
+        assert mark.ratings["texture"] in (1, 5)
+    patients = {mark.target: series[mark.series][0].PatientID for mark in marks}
+    assert all(series[mark.series][0].PatientID == patients[mark.target] for mark in marks)
+    seen = [(mark.target, mark.series) for mark in marks]
+    assert len(set(seen)) == len(seen)
+    assert len({mark.target for mark in marks}) < len(marks)  # a nodule keeps its target in a patient's other series
 
 
 def test_masks_agree_with_the_hu():
@@ -223,22 +227,18 @@ def test_masks_agree_with_the_hu():
     marks = make_phantom._marks(plan)
     assert marks
     for mark in marks:
-        mask, (z, y, x, z_end, y_end, x_end) = _mask(mark), mark["box"]
-        wanted = 35.0 if mark["target"] else -520.0
-        volume = np.stack([plan.slice_hu(index) for index in range(z, z_end)])[:, y:y_end, x:x_end]
-        around = np.stack([plan.slice_hu(index) for index in range(z, z_end)])
-        around = around[:, max(y - 3, 0) : y_end + 3, max(x - 3, 0) : x_end + 3]
+        mask, (_, y, x, _, y_end, x_end) = _mask(mark), mark.box
+        solid = mark.ratings["texture"] == 5
+        wanted = 35.0 if solid else -520.0
+        assert mark.mask is not None
+        indices = [int(np.argmin(np.abs(plan.heights_mm + plan.offset_mm - z))) for z in mark.mask.z_mm]
+        slices = np.stack([plan.slice_hu(index) for index in indices])
+        volume = slices[:, y:y_end, x:x_end]
+        around = slices[:, max(y - 3, 0) : y_end + 3, max(x - 3, 0) : x_end + 3]
         core = mask & (volume > wanted - 150)
         assert core.sum() > 0.4 * mask.sum()  # the rest is the blurred rim
         assert np.percentile(around, 20) < -700
-        assert volume[mask].mean() > np.percentile(around, 20) + (400 if mark["target"] else 120)
-
-
-@given(npst.arrays(bool, npst.array_shapes(min_dims=1, max_dims=3, max_side=6)))
-def test_run_lengths_rebuild_the_mask(mask: np.ndarray):
-    runs = run_lengths(mask)
-    assert (np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(mask.shape) == mask).all()
-    assert all(run > 0 for run in runs[1:])
+        assert volume[mask].mean() > np.percentile(around, 20) + (400 if solid else 120)
 
 
 @given(st.integers(0, 98), st.sampled_from([0, 7]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dinox_io.labels import Mark, mark_of_mask
 from phantom.body import LUNG_SIDES, Body, points_in_lung
 from phantom.grid import Grid
 
@@ -71,19 +72,11 @@ def draw_nodules(body: Body, count: int, z_range: tuple[float, float], random: n
     return nodules
 
 
-def run_lengths(mask: np.ndarray[Any, Any]) -> list[int]:
-    """Lengths of the alternating runs of a mask in C order, first the zeros (0 where the mask begins with a one)."""
-    flat = np.asarray(mask, bool).ravel()
-    borders = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0], borders, [flat.size]])
-    lengths = np.diff(edges).tolist()
-    return [0, *lengths] if flat[0] else lengths
+def mark(nodule: Nodule, *, series: str, target: int, grid: Grid, z_mm: Array, offset_mm: float) -> Mark | None:
+    """The label of a nodule in one series, by SeriesInstanceUID, or None where no voxel of the series lies in it.
 
-
-def mark(nodule: Nodule, *, series: str, grid: Grid, z_mm: Array, offset_mm: float) -> dict[str, Any] | None:
-    """The label of a nodule in one series (see docs/phantom.md), or None where no voxel of the series lies in it.
-
-    `z_mm` (slices,) ascending are the slices' heights in the body; `offset_mm` takes them to z in the files.
+    `z_mm` (slices,) ascending are the slices' heights in the body; `offset_mm` takes them to z in the files. `target`
+    is the nodule's number, the same in all series.
     """
     rows = np.flatnonzero((grid.y >= nodule.low[1]) & (grid.y <= nodule.high[1]))
     columns = np.flatnonzero((grid.x >= nodule.low[0]) & (grid.x <= nodule.high[0]))
@@ -93,19 +86,14 @@ def mark(nodule: Nodule, *, series: str, grid: Grid, z_mm: Array, offset_mm: flo
     if not mask.any():
         return None
     keep = [np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
-    mask = mask[tuple(slice(k[0], k[-1] + 1) for k in keep)]
-    first = [int(index[k[0]]) for index, k in zip((slices, rows, columns), keep, strict=True)]
-    voxels = np.argwhere(mask)
-    center = voxels.mean(axis=0) + first
-    spacing = float(z_mm[1] - z_mm[0])
-    return {
-        "series": series,
-        "z_mm": round(float(z_mm[0] + center[0] * spacing + offset_mm), 3),
-        "center": [round(float(value), 3) for value in center],
-        "box": [*first, *(low + size for low, size in zip(first, mask.shape, strict=True))],
-        "label": "nodule",
-        "reader": "phantom",
-        "target": int(nodule.solid),
-        "ratings": {"texture": TEXTURE[nodule.solid]},
-        "mask": {"shape": list(mask.shape), "runs": run_lengths(mask)},
-    }
+    first = [slice(k[0], k[-1] + 1) for k in keep]
+    return mark_of_mask(
+        mask[tuple(first)],
+        z_mm=[round(float(height) + offset_mm, 3) for height in z_mm[slices][first[0]]],
+        corner=(int(rows[keep[1][0]]), int(columns[keep[2][0]])),
+        series=series,
+        label="nodule",
+        reader="phantom",
+        target=target,
+        ratings={"texture": TEXTURE[nodule.solid]},
+    )
