@@ -3,8 +3,11 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 SETUP := $(PYTHON) tools/setup_environment.py $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(WHEELS),--wheels "$(WHEELS)")
+BENCH_DATA := $(if $(DATA),--data $(DATA))
+BENCH_PEERS := $(if $(PEERS),--peers "$(PEERS)")
+BENCH_QUICK := $(if $(QUICK),--quick)
 
-.PHONY: help setup demo test check format faults wheels clean
+.PHONY: help setup demo test check format faults bench wheels clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -13,7 +16,7 @@ help:  ## this list
 setup:  ## .venv with everything [TORCH_INDEX=URL of torch builds] [WHEELS=folder, without a network] [PYTHON=python3.12]
 	@$(SETUP)
 
-.venv/.ready: pyproject.toml tools/setup_environment.py $(wildcard tools/environment/*.py)
+.venv/.ready: pyproject.toml dinox_io/_filters.c tools/setup_environment.py $(wildcard tools/environment/*.py)
 	@$(SETUP)
 
 demo: .venv/.ready  ## from DICOM to a report in minutes [DATA=folder of your own DICOM] [SHORT=1]
@@ -34,9 +37,15 @@ format: .venv/.ready  ## rewrite the source in the house's format
 faults: .venv/.ready  ## long campaigns: kills, damage, offline installs [FAULTS_MINUTES=15: cut off what takes longer]
 	@FAULTS_MINUTES="$(FAULTS_MINUTES)" $(RUN) -m pytest -m fault -v
 
+bench: .venv/.ready  ## figures of codec and packing, in bench/ [DATA="folders of DICOM"] [PEERS=python with benchmarks/peers.txt] [QUICK=1]
+	@$(RUN) benchmarks/codec.py $(BENCH_DATA) $(BENCH_PEERS) $(BENCH_QUICK)
+	@$(RUN) benchmarks/pack.py speed $(BENCH_DATA) $(BENCH_PEERS) $(BENCH_QUICK)
+	@$(RUN) benchmarks/pack.py parsing $(BENCH_DATA) $(BENCH_QUICK)
+	@$(RUN) benchmarks/pack.py scale $(BENCH_QUICK)
+
 wheels: .venv/.ready  ## collect in wheels/ an install for a machine without internet
 	@$(RUN) tools/collect_wheels.py
 
-clean:  ## remove .venv, build outputs and caches; demo/, runs/ and wheels/ stay
-	rm -rf .venv build dist ./*.egg-info .pytest_cache .ruff_cache .hypothesis
-	find dinox_io dinox_model dinox_train tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+clean:  ## remove .venv, build outputs and caches; bench/, demo/, runs/ and wheels/ stay
+	rm -rf .venv build dist ./*.egg-info dinox_io/*.so .pytest_cache .ruff_cache .hypothesis
+	find dinox_io dinox_model dinox_train tools benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
