@@ -1,4 +1,4 @@
-"""The batch: windows of volumes in one slab of memory, and where each comes from.
+"""The batch: windows of volumes, and where each comes from.
 
 Invariant: `images[i, :, :sizes[i, 0], :sizes[i, 1]]` is window i, and all else of `images` is air. A batch is valid
 until the next one is asked for: its memory is then written anew.
@@ -7,24 +7,57 @@ until the next one is asked for: its memory is then written anew.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+
+from dinox_io.hounsfield import AIR_HU
+
+
+class Room:
+    """Memory in which windows are copied together; the same for every batch of a loader, as fresh pages cost more."""
+
+    def __init__(self, slice_size: tuple[int, int]) -> None:
+        """slice_size: the largest y and the largest x."""
+        self._slice_size = slice_size
+        self._images = np.empty(0, np.int16)
+
+    def assemble(self, windows: list[np.ndarray]) -> np.ndarray:
+        """b windows int16 (depth, y, x) -> int16 (b, depth, Y, X)."""
+        shape = (len(windows), len(windows[0]), *self._slice_size)
+        if self._images.size < np.prod(shape):
+            self._images = np.empty(int(np.prod(shape)), np.int16)
+        images = self._images[: int(np.prod(shape))].reshape(shape)
+        for image, window in zip(images, windows, strict=True):
+            _, y, x = window.shape
+            image[:, :y, :x] = window
+            image[:, y:] = AIR_HU
+            image[:, :y, x:] = AIR_HU
+        return images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """b windows of `depth` slices each."""
 
-    images: np.ndarray
-    """int16 HU (b, depth, Y, X); -1024 beyond a slice's true size."""
+    windows: list[np.ndarray]
+    """b views int16 HU (depth, y, x) of true size, without a copy; of a loader with filtered=True uint8 (depth, 2·y·x),
+    what the filter made of them (docs/format.md)."""
+    filtered: bool
+    assembled: np.ndarray | None
+    """`images`, where the mode decodes into one."""
+    room: Room
+    """Where they are assembled otherwise."""
     sizes: np.ndarray
     """int32 (b, 2): true y, x."""
+    set: np.ndarray
+    """int64 (b,): which of the loader's sets; 0 where there is one."""
     volume: np.ndarray
-    """int64 (b,): index into shards.volumes."""
+    """int64 (b,): index into the volumes of that set."""
     center: np.ndarray
     """int64 (b,): z of the middle slice."""
     epoch: np.ndarray
-    """int64 (b,): epoch of each window; a batch may span two."""
+    """int64 (b,): epoch of each window in its set; a batch may span two."""
     rows: np.ndarray
     """int64 (b,): which rows of the global batch these are."""
     spacing_mm: np.ndarray
@@ -34,10 +67,17 @@ class Batch:
     part: int
     """Which of its parts this is, from 0."""
 
-    @property
-    def windows(self) -> list[np.ndarray]:
-        """b views int16 (depth, y, x) of true size; no copy."""
-        return [image[:, :y, :x] for image, (y, x) in zip(self.images, self.sizes.tolist(), strict=True)]
+    @cached_property
+    def images(self) -> np.ndarray:
+        """int16 HU (b, depth, Y, X); -1024 beyond a slice's true size. The windows copied together, unless they lie so.
+
+        ValueError for filtered windows: they have no pixels yet.
+        """
+        if self.filtered:
+            raise ValueError("windows that are still filtered make no images: take batch.windows, or filtered=False")
+        if self.assembled is not None:
+            return self.assembled
+        return self.room.assemble(self.windows)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.windows)

@@ -1,8 +1,8 @@
-"""Threads that decode planned windows straight into slabs of memory, and hand them over in the order of the plan.
+"""Threads that decode planned batches into memory, and hand them over in the order of the plan.
 
-    plan (a pure function of the sequence number) -> rows -> threads -> slab -> Batch -> slab again
+    plan (a pure function of the sequence number) -> placement -> jobs -> threads -> Batch -> its memory again
 
-Invariant: what comes out depends on the plan alone, not on the threads. A slab is written only while nobody holds the
+Invariant: what comes out depends on the plan alone, not on the threads. Memory is written only while nobody holds a
 batch that lies in it. The threads hold the `Pipeline`, never the iterator that a user holds: dropping that ends them.
 """
 
@@ -14,57 +14,27 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from io import UnsupportedOperation
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from dinox_io.batch import Batch
+from dinox_io.batch import Batch, Room
 from dinox_io.decoder import ThreadDecoder
 from dinox_io.errors import LoaderError, LoaderStalled, ShardError
-from dinox_io.hounsfield import AIR_HU
+from dinox_io.pace import Pace
+from dinox_io.placement import Job, Placed, WindowSource
+from dinox_io.plan import Plan
 
-MAX_SLABS_IN_FLIGHT = 8
 _JOIN_S = 1.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One batch, or part of one, before it is decoded; arrays as in Batch."""
+class Placement(Protocol):
+    """See placement.py."""
 
-    volume: np.ndarray
-    center: np.ndarray
-    epoch: np.ndarray
-    rows: np.ndarray
-    position: int
-    part: int
-
-
-class WindowSource(Protocol):
-    """What the threads call: a ShardSet."""
-
-    def new_decoder(self) -> ThreadDecoder: ...
-    def decode_window(
-        self, volume: int, center: int, depth: int, step: int, out: np.ndarray, decoder: ThreadDecoder
-    ) -> None: ...
-    def size_of(self, volume: np.ndarray) -> np.ndarray: ...
-    def spacing_of(self, volume: np.ndarray) -> np.ndarray: ...
-    def place_of(self, volume: int) -> str: ...
-
-
-class _Slab:
-    """Memory of one batch, and how far it is filled."""
-
-    def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        self.images = np.full(shape, AIR_HU, np.int16)
-        self.written = np.zeros((shape[0], 2), np.int64)  # y, x of what each row held last
-
-    def start(self, sequence: int, plan: Plan, sizes: np.ndarray) -> None:
-        self.sequence, self.plan, self.sizes = sequence, plan, sizes
-        self.next_row = self.rows_done = 0
+    def place(self, sequence: int, plan: Plan, sizes: np.ndarray) -> Placed | None: ...
+    def release(self, placed: Placed) -> None: ...
 
 
 class Pipeline:
@@ -72,36 +42,38 @@ class Pipeline:
 
     def __init__(
         self,
-        source: WindowSource,
+        sources: Sequence[WindowSource],
         plan: Callable[[int], Plan | None],
+        placement: Placement,
         *,
         first: int,
-        slab_shape: tuple[int, int, int, int],
-        step: int,
-        threads: int,
-        prefetch_bytes: int,
+        ahead: int,
+        slice_size: tuple[int, int],
+        pace: Pace,
         timeout_s: float,
+        filtered: bool = False,
     ) -> None:
-        """slab_shape: (rows, depth, Y, X) of the largest batch. ValueError or MemoryError before anything is begun."""
-        if threads < 1 or prefetch_bytes < 0 or not timeout_s > 0:
-            raise ValueError("threads must be at least 1, prefetch_bytes not negative, timeout_s above 0")
-        slab_bytes = 2 * int(np.prod(slab_shape, dtype=object))
-        in_flight = min(max(prefetch_bytes // slab_bytes, 1), MAX_SLABS_IN_FLIGHT)
-        check_memory((in_flight + 1) * slab_bytes)
-        self._source, self._plan, self._step, self._timeout_s = source, plan, step, timeout_s
+        """sources: what Plan.set counts. ahead: batches that may be on their way. slice_size: of `Batch.images`."""
+        if ahead < 1 or not timeout_s > 0:
+            raise ValueError("a loader makes at least 1 batch ahead, and timeout_s is above 0")
+        self._sources, self._plan, self._placement, self._timeout_s = sources, plan, placement, timeout_s
+        self._ahead, self._filtered = ahead, filtered
+        self._room = Room(slice_size)
+        self._pace = pace
         self._changed = threading.Condition()
-        self._free = [_Slab(slab_shape) for _ in range(in_flight + 1)]
-        self._filling: deque[_Slab] = deque()
-        self._ready: dict[int, _Slab] = {}
-        self._held: _Slab | None = None
-        self._next_planned = self._next_taken = first
+        self._jobs: deque[Job] = deque()  # not begun
+        self._running: list[Job] = []
+        self._on_the_way: deque[Placed] = deque()
+        self._planned: tuple[int, Plan, np.ndarray] | None = None  # waits for room
+        self._held: Placed | None = None
+        self._next_planned = first
         self._planning = self._ended = self._stopped = False
         self._error: BaseException | None = None
         self.wait_s = 0.0
-        self.decoders = [source.new_decoder() for _ in range(threads)]
+        self.decoders = [sources[0].new_decoder() for _ in range(pace.threads)]
         self._threads = [
-            threading.Thread(target=self._work, args=(decoder,), name=f"dinox-decoder-{number}", daemon=True)
-            for number, decoder in enumerate(self.decoders)
+            threading.Thread(target=self._work, args=(number,), name=f"dinox-decoder-{number}", daemon=True)
+            for number in range(pace.threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -116,9 +88,10 @@ class Pipeline:
         begin_s = time.monotonic()
         with self._changed:
             if self._held is not None:
-                self._free.append(self._held)
+                self._placement.release(self._held)
                 self._held = None
-                self._changed.notify_all()
+            self._pace.asked(has_come=self._has_come(), full=len(self._on_the_way) >= self._ahead)
+            self._changed.notify_all()
             come = self._changed.wait_for(self._has_come, self._timeout_s)
             self.wait_s += time.monotonic() - begin_s
             if self._error is not None:
@@ -127,36 +100,42 @@ class Pipeline:
                 raise LoaderError("the loader is closed")
             if not come:
                 self._stall()
-            slab = self._ready.pop(self._next_taken, None)
-            if slab is None:
+            if not self._on_the_way:
                 return None
-            self._held = slab
-            self._next_taken += 1
-        return self._batch(slab)
+            self._held = self._on_the_way.popleft()
+            self._changed.notify_all()
+        return self._batch(self._held)
 
     def _has_come(self) -> bool:
-        ended = self._ended and self._next_taken >= self._next_planned
-        return self._next_taken in self._ready or self._error is not None or self._stopped or ended
+        if self._error is not None or self._stopped:
+            return True
+        if self._on_the_way:
+            return all(job.done for job in self._on_the_way[0].jobs)
+        return self._ended
 
-    def _batch(self, slab: _Slab) -> Batch:
-        plan, count = slab.plan, len(slab.plan.volume)
+    def _batch(self, placed: Placed) -> Batch:
+        plan = placed.plan
         return Batch(
-            images=slab.images[:count],
-            sizes=slab.sizes.astype(np.int32),
+            windows=placed.windows,
+            filtered=self._filtered,
+            assembled=placed.images,
+            room=self._room,
+            sizes=placed.sizes.astype(np.int32),
+            set=plan.set,
             volume=plan.volume,
             center=plan.center,
             epoch=plan.epoch,
             rows=plan.rows,
-            spacing_mm=self._source.spacing_of(plan.volume),
+            spacing_mm=self._of_each(plan, lambda source, volume: source.spacing_of(volume)),
             position=plan.position,
             part=plan.part,
         )
 
     def _stall(self) -> None:
-        waiting = [self._row_text(slab, slab.rows_done) for slab in self._filling][:1]
+        running = f"; decoding {self._running[0].text}" if self._running else ""
         self._error = LoaderStalled(
-            f"no batch in {self._timeout_s:g} s" + (f"; decoding {waiting[0]}" if waiting else "") + ". The stacks of "
-            "all threads are on standard error; is the storage reachable? timeout_s sets the limit"
+            f"no batch in {self._timeout_s:g} s{running}. The stacks of all threads are on standard error; is the "
+            "storage reachable? timeout_s sets the limit"
         )
         self._stopped = True
         self._changed.notify_all()
@@ -175,116 +154,98 @@ class Pipeline:
 
     # --- the threads -------------------------------------------------------------------------------------------
 
-    def _work(self, decoder: ThreadDecoder) -> None:
+    def _work(self, number: int) -> None:
+        decoder = self.decoders[number]
         try:
-            while (task := self._next_task()) is not None:
-                slab, row = task
-                self._decode(slab, row, decoder)
+            while (job := self._next_job(number)) is not None:
+                self._decode(job, decoder)
                 with self._changed:
-                    slab.rows_done += 1
-                    if slab.rows_done == len(slab.plan.volume):
-                        self._filling.remove(slab)
-                        self._ready[slab.sequence] = slab
-                        self._changed.notify_all()
+                    job.done = True
+                    self._running.remove(job)
+                    self._changed.notify_all()
         except BaseException as error:
             with self._changed:
                 self._error = self._error or error
                 self._stopped = True
                 self._changed.notify_all()
 
-    def _next_task(self) -> tuple[_Slab, int] | None:
-        """A row to decode; plans the next batch when none is left and a slab is free; None when there is no more."""
+    def _next_job(self, number: int) -> Job | None:
+        """What to decode next; plans a batch when there is nothing, and room; None when there is no more."""
         with self._changed:
             while not self._stopped:
-                for slab in self._filling:
-                    if slab.next_row < len(slab.plan.volume):
-                        slab.next_row += 1
-                        return slab, slab.next_row - 1
-                if self._free and not self._planning and not self._ended:
-                    self._plan_next()
-                elif self._ended:
+                delay_s = self._pace.delay_s(number)
+                if delay_s is None or delay_s > 0:
+                    self._changed.wait(delay_s)
+                elif self._jobs:
+                    job = self._jobs.popleft()
+                    self._running.append(job)
+                    self._pace.began(job.out.nbytes)
+                    return job
+                elif self._ended and self._planned is None:
                     return None
-                else:
+                elif self._planning or len(self._on_the_way) >= self._ahead or not self._begin_batch():
                     self._changed.wait()
         return None
 
+    def _begin_batch(self) -> bool:
+        """Whether there is something new to do."""
+        if self._planned is None:
+            self._plan_next()
+            return True
+        placed = self._placement.place(*self._planned)
+        if placed is None:
+            return False
+        self._planned = None
+        self._on_the_way.append(placed)
+        for job in placed.jobs:
+            if not job.begun:
+                job.begun = True
+                self._jobs.append(job)
+        self._changed.notify_all()
+        return True
+
     def _plan_next(self) -> None:
-        """Called with the lock held, which is let go while planning: a pass may take a second to plan."""
-        slab, sequence, self._planning = self._free.pop(), self._next_planned, True
+        """Called with the lock held, which is let go while planning."""
+        sequence, self._planning = self._next_planned, True
         self._changed.release()
         try:
             plan = self._plan(sequence)
-            sizes = None if plan is None else self._source.size_of(plan.volume)
+            sizes = None if plan is None else self._of_each(plan, lambda source, volume: source.size_of(volume))
         finally:
             self._changed.acquire()
             self._planning = False
         if plan is None or sizes is None:
             self._ended = True
-            self._free.append(slab)
         else:
-            slab.start(sequence, plan, sizes)
-            self._filling.append(slab)
+            self._planned = sequence, plan, sizes
             self._next_planned += 1
         self._changed.notify_all()
 
-    def _decode(self, slab: _Slab, row: int, decoder: ThreadDecoder) -> None:
-        image, (y, x) = slab.images[row], slab.sizes[row]
-        if (slab.written[row] > slab.sizes[row]).any():
-            image[:, y:] = AIR_HU
-            image[:, :y, x:] = AIR_HU
-        slab.written[row] = slab.sizes[row]
-        volume, center = int(slab.plan.volume[row]), int(slab.plan.center[row])
+    def _decode(self, job: Job, decoder: ThreadDecoder) -> None:
         try:
-            self._source.decode_window(volume, center, image.shape[0], self._step, image[:, :y, :x], decoder)
+            if job.before:
+                job.before()
+            job.source.read_frames_into(job.volume, job.slices, job.out, decoder, filtered=self._filtered)
         except ShardError:
             raise
         except Exception as error:
-            raise LoaderError(f"{self._row_text(slab, row)}: {type(error).__name__}: {error}") from error
+            raise LoaderError(f"{job.text}: {type(error).__name__}: {error}") from error
 
-    def _row_text(self, slab: _Slab, row: int) -> str:
-        row = min(row, len(slab.plan.volume) - 1)
-        return f"{self._source.place_of(int(slab.plan.volume[row]))}: slices around {int(slab.plan.center[row])}"
+    def _of_each(self, plan: Plan, fact: Callable[[WindowSource, np.ndarray], np.ndarray]) -> np.ndarray:
+        """(b, …): a fact of the volume of each row, from the set that it is in."""
+        if len(self._sources) == 1:
+            return fact(self._sources[0], plan.volume)
+        parts = [(plan.set == number, source) for number, source in enumerate(self._sources)]
+        found = [(rows, fact(source, plan.volume[rows])) for rows, source in parts]
+        result = np.empty((len(plan.volume), *found[0][1].shape[1:]), found[0][1].dtype)
+        for rows, values in found:
+            result[rows] = values
+        return result
 
 
 def default_threads() -> int:
     """As many as this process may use cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_memory(needed_bytes: int) -> None:
-    """MemoryError, with both figures, if the slabs cannot fit into what is free now (or into the cgroup's limit)."""
-    free_bytes = _free_memory_bytes()
-    if free_bytes is not None and needed_bytes > free_bytes:
-        raise MemoryError(
-            f"the loader's slabs need {needed_bytes / 2**20:.0f} MiB and {free_bytes / 2**20:.0f} MiB are free: lower "
-            "prefetch_bytes, the batch size, the depth of a window, or raise parts (the trainer's accumulation)"
-        )
-
-
-def _free_memory_bytes() -> int | None:
-    """What the machine, and the limit of our cgroup if there is one, leave; None where the system does not tell."""
-    free = [_available_bytes(), _group_free_bytes(Path("/sys/fs/cgroup"))]
-    return min((size for size in free if size is not None), default=None)
-
-
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
-
-
-def _group_free_bytes(group: Path) -> int | None:
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
-        used = {name: int(size) for name, size in (line.split() for line in lines)}
-        current = int((group / "memory.current").read_text(encoding="ascii"))
-        # Cached files (the shards we read, say) count as used, but give way; shared memory among them does not.
-        return None if limit == "max" else int(limit) - (current - used["file"] + used["shmem"])
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _dump_stacks() -> None:

@@ -6,6 +6,7 @@ checked by the hash of their frame when first touched. Damage of any kind, whene
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 import warnings
@@ -18,14 +19,21 @@ from typing import Any
 import numpy as np
 
 from dinox_io.batch import Batch
-from dinox_io.codec import FILTERS, SliceDecoder
+from dinox_io.canonical import parse_json_object
+from dinox_io.codec import FILTERS
 from dinox_io.decoder import ThreadDecoder
 from dinox_io.errors import ShardError
-from dinox_io.index import SetIndex, check_shards, load_index, rebuild_index
+from dinox_io.index import INDEX_NAME, SetIndex, check_shards, load_index, rebuild_index
+from dinox_io.loading import slab_pipeline
 from dinox_io.manifest import SIDES, read_manifest, set_folder
-from dinox_io.pipeline import Pipeline, Plan, default_threads
-from dinox_io.storage import LocalFile
-from dinox_io.window import EDGES, WindowTable, table_of, window_slices
+from dinox_io.pace import Pace
+from dinox_io.pipeline import default_threads
+from dinox_io.plan import in_order
+from dinox_io.record import RESERVED_KEYS
+from dinox_io.shard import BLOCK
+from dinox_io.storage import LocalFile, read_bytes
+from dinox_io.verify import Damage, verify_manifest
+from dinox_io.window import EDGES, WindowTable, in_slices, table_of, window_slices
 
 VERIFY = ("first", "always", "never")
 _WINDOWS_PREFETCH_BYTES = 256 << 20
@@ -58,9 +66,9 @@ class ShardSet:
     """Volumes of one set; made by `open_shards`. May be read from many threads at once."""
 
     def __init__(
-        self, files: list[LocalFile], manifest: dict[str, Any], index: SetIndex, edge: str, verify: str
+        self, folder: Path, files: list[LocalFile], manifest: dict[str, Any], index: SetIndex, edge: str, verify: str
     ) -> None:
-        self._files, self._index, self._verify = files, index, verify
+        self._folder, self._files, self._index, self._verify = folder, files, index, verify
         self.manifest, self.edge = manifest, edge
         self.volumes: Sequence[VolumeRecord] = tuple(
             _record(number, volume, index) for number, volume in enumerate(manifest["volumes"])
@@ -91,6 +99,19 @@ class ShardSet:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def verify(self, *, threads: int = 1) -> list[Damage]:
+        """Read and hash every byte of its shards on disk, and decode every slice; an empty list if all is whole.
+
+        It looks at this set, with the manifest that it was opened with, also if another one stands there by now.
+        """
+        return verify_manifest(self._folder, self.manifest, earlier=self._superseded(), threads=threads)
+
+    def _superseded(self) -> bool:
+        try:
+            return read_manifest(self._folder)["self"] != self.digest
+        except ShardError:
+            return False
+
     # --- reading -----------------------------------------------------------------------------------------------
 
     def read(self, volume: VolumeRecord | int, start: int, stop: int) -> np.ndarray:
@@ -107,24 +128,39 @@ class ShardSet:
         """int16 HU (depth, y, x), one contiguous read; beyond the volume, the set's edge policy. See window_slices."""
         number = self._number(volume)
         out = np.empty((depth, *self.volumes[number].shape[1:]), np.int16)
-        self.decode_window(number, center, depth, step, out, self._thread_decoder())
+        slices = window_slices(center, depth, step, self.num_slices_of(number), self.edge)
+        self.read_frames_into(number, slices, out, self._thread_decoder())
         return out
 
-    def decode_window(
-        self, volume: int, center: int, depth: int, step: int, out: np.ndarray, decoder: ThreadDecoder
-    ) -> None:
-        """The window around `center` of volume number `volume` into `out`, int16 (depth, y, x)."""
-        slices = window_slices(center, depth, step, int(self._index.shape[volume, 0]), self.edge)
-        self.read_frames_into(volume, slices, out, decoder)
+    def facts(self, volume: VolumeRecord | int) -> dict[str, Any]:
+        """What KEY.json says beyond the format's own members: docs/format.md lists the facts. Read from the shard.
 
-    def read_frames_into(self, volume: int, slices: np.ndarray, out: np.ndarray, decoder: ThreadDecoder) -> None:
+        Raises:
+            ShardError: KEY.json is not the one that was packed.
+        """
+        number = self._number(volume)
+        file, record = self._files[int(self._index.shard[number])], self.volumes[number]
+        start = int(self._index.meta_offset[number]) + BLOCK
+        data = read_bytes(file, start, start + int(self._index.meta_bytes[number]))
+        shard = self.manifest["shards"][int(self._index.shard[number])]
+        listed = next(one["meta_sha256"] for one in shard["volumes"] if one["id"] == record.id)
+        if hashlib.sha256(data).hexdigest() != listed:
+            raise ShardError("its KEY.json is not the one that was packed", file=file.name, volume=record.id)
+        members = parse_json_object(data, f"{file.name}: {record.id}")
+        return {name: value for name, value in members.items() if name not in RESERVED_KEYS}
+
+    def read_frames_into(
+        self, volume: int, slices: np.ndarray, out: np.ndarray, decoder: ThreadDecoder, *, filtered: bool = False
+    ) -> None:
         """Slices (s,), in any order, of volume number `volume` into `out`, int16 (s, y, x).
 
-        One read over the bytes from the lowest to the highest; a slice that is wanted twice is decoded once.
+        One read over the bytes from the lowest to the highest; a slice that is wanted twice is decoded once, and where
+        one is -1, none is. With `filtered`, out is uint8 (s, 2·y·x): what is unpacked, still filtered.
         """
         index, first = self._index, int(self._index.first[volume])
         file = self._files[int(index.shard[volume])]
-        lowest, highest = first + int(slices.min()), first + int(slices.max())
+        wanted = slices[slices >= 0]
+        lowest, highest = first + int(wanted.min()), first + int(wanted.max())
         start, stop = int(index.frame_offset[lowest]), int(index.frame_offset[highest] + index.frame_bytes[highest])
         begin_s = time.perf_counter()
         data = decoder.buffer(stop - start)
@@ -135,24 +171,27 @@ class ShardSet:
         decoder.read_s += time.perf_counter() - begin_s
         decoder.read_bytes += stop - start
         slice_decoder = decoder.of_filter(FILTERS[index.filter[volume]])
+        decode = slice_decoder.decompress_into if filtered else slice_decoder.decode_into
         done: dict[int, int] = {}
         for row, z in enumerate(slices.tolist()):
+            if z < 0:
+                continue
             if z in done:
                 out[row] = out[done[z]]
                 continue
-            frame = int(index.frame_offset[first + z]) - start
+            number = first + z
+            frame = int(index.frame_offset[number]) - start
+            check = self._verify == "always" or (self._verify == "first" and not self._checked[number])
             try:
-                self._decode(
-                    slice_decoder, first + z, data[frame : frame + int(index.frame_bytes[first + z])], out[row]
+                decode(
+                    data[frame : frame + int(index.frame_bytes[number])],
+                    out[row],
+                    int(index.checksum[number]) if check else None,
                 )
             except ShardError as error:
                 raise error.at(file=file.name, volume=self.volumes[volume].id, slice_index=z) from None
+            self._checked[number] = True
             done[z] = row
-
-    def _decode(self, decoder: SliceDecoder, number: int, frame: memoryview, out: np.ndarray) -> None:
-        check = self._verify == "always" or (self._verify == "first" and not self._checked[number])
-        decoder.decode_into(frame, out, int(self._index.checksum[number]) if check else None)
-        self._checked[number] = True
 
     def new_decoder(self) -> ThreadDecoder:
         """Buffers for one more thread that reads this set."""
@@ -184,10 +223,33 @@ class ShardSet:
             raise ValueError(f"no volume of this set is on the side {split!r}; volumes on each: {sides}")
         return np.array(chosen, np.int64)
 
-    def window_table(self, volumes: np.ndarray, depth: int, step: int, every: int = 1) -> WindowTable:
-        """The windows that these volumes (v,) have under the set's edge policy."""
-        num_slices = self._index.shape[volumes, 0]
-        return table_of(volumes, num_slices, depth=depth, step=step, edge=self.edge, every=every)
+    def window_table(
+        self,
+        volumes: np.ndarray,
+        depth: int,
+        step: int = 1,
+        every: int = 1,
+        *,
+        step_mm: float | None = None,
+        every_mm: float | None = None,
+    ) -> WindowTable:
+        """The windows that these volumes (v,) have under the set's edge policy.
+
+        step_mm and every_mm, where given, take the place of step and every: each volume's nearest number of slices.
+        """
+        num_slices, spacing_mm = self._index.shape[volumes, 0], self._index.spacing_mm[volumes, 0]
+        return table_of(
+            volumes,
+            num_slices,
+            depth=depth,
+            step=step if step_mm is None else in_slices(step_mm, spacing_mm),
+            edge=self.edge,
+            every=every if every_mm is None else in_slices(every_mm, spacing_mm),
+        )
+
+    def num_slices_of(self, volume: int) -> int:
+        """Slices of volume number `volume`."""
+        return int(self._index.shape[volume, 0])
 
     def size_of(self, volume: np.ndarray) -> np.ndarray:
         """int64 (b, 2): true y, x of the slices of volumes (b,)."""
@@ -211,25 +273,16 @@ class ShardSet:
         table = self.window_table(self.volumes_of(split), depth, step, every)
         if table.num_windows == 0 or batch_size < 1:
             raise ValueError(f"the side {split!r} has {table.num_windows} windows for batches of {batch_size}")
-        return self._in_order(table, depth, step, min(batch_size, table.num_windows))
+        return self._in_order(table, depth, min(batch_size, table.num_windows))
 
-    def _in_order(self, table: WindowTable, depth: int, step: int, batch_size: int) -> Iterator[Batch]:
-        def plan(number: int) -> Plan | None:
-            windows = np.arange(number * batch_size, min((number + 1) * batch_size, table.num_windows))
-            if not len(windows):
-                return None
-            volume, center = table.locate(windows)
-            rows, epoch = np.arange(len(windows)), np.zeros(len(windows), np.int64)
-            return Plan(volume=volume, center=center, epoch=epoch, rows=rows, position=number, part=0)
-
-        pipeline = Pipeline(
-            self,
-            plan,
-            first=0,
-            slab_shape=(batch_size, depth, *self.slice_size),
-            step=step,
-            threads=default_threads(),
+    def _in_order(self, table: WindowTable, depth: int, batch_size: int) -> Iterator[Batch]:
+        pipeline = slab_pipeline(
+            [self],
+            in_order(table, batch_size),
+            rows=batch_size,
+            depth=depth,
             prefetch_bytes=_WINDOWS_PREFETCH_BYTES,
+            pace=Pace(default_threads()),
             timeout_s=_WINDOWS_TIMEOUT_S,
         )
         try:
@@ -267,7 +320,7 @@ def open_shards(path: str | Path, edge: str = "clamp", verify: str = "first") ->
                     f"has {files[-1].size} bytes where the manifest says {shard['size']}", file=shard["name"]
                 )
         index = _trusted_index(folder, manifest, files, warn=not earlier)
-        return ShardSet(files, manifest, index, edge, verify)
+        return ShardSet(folder, files, manifest, index, edge, verify)
     except BaseException:
         for file in files:
             file.close()
@@ -277,12 +330,14 @@ def open_shards(path: str | Path, edge: str = "clamp", verify: str = "first") ->
 def _trusted_index(folder: Path, manifest: dict[str, Any], files: list[LocalFile], *, warn: bool) -> SetIndex:
     try:
         index = load_index(folder, manifest)
+        check_shards(files, manifest, index)
     except ShardError as error:
+        if error.file != INDEX_NAME:
+            raise
         # An earlier manifest has no index of its own: rebuilding is what is meant to happen.
         if warn:
             warnings.warn(f"{error}: ignored, and rebuilt from the shards", stacklevel=3)
         return rebuild_index(files, manifest)
-    check_shards(files, manifest, index)
     return index
 
 

@@ -133,7 +133,7 @@ class Evaluator:
         data, shards = self._config.data, self._dataset.shards
         table = shards.window_table(shards.volumes_of(side), data.depth, data.step)
         count = min(count, table.num_windows)
-        volumes, centers = table.locate((2 * np.arange(count) + 1) * table.num_windows // (2 * count))
+        volumes, centers, _ = table.locate((2 * np.arange(count) + 1) * table.num_windows // (2 * count))
         for first in range(0, count, CHUNK):
             part = slice(first, min(first + CHUNK, count))
             yield self._read(volumes[part], centers[part], np.arange(part.start, part.stop))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import dinox_io
 from dinox_io.storage import LocalFile
-from dinox_io.window import EDGES, table_of, window_slices
+from dinox_io.window import EDGES, in_slices, table_of, window_slices
 
 SIDES = ("train", "val", "test", "none")
 DEPTHS = (1, 3, 5, 9)
@@ -73,10 +73,32 @@ def test_table_lists_every_window_once(counts: list[int], every: int, depth: int
     table = table_of(volume, np.array(counts), depth=depth, step=step, edge=edge, every=every)
     margin = depth // 2 * step if edge == "error" else 0
     expected = [(10 * i, z) for i, count in enumerate(counts) for z in range(margin, count - margin, every)]
-    located = table.locate(np.arange(table.num_windows))
+    *located, steps = table.locate(np.arange(table.num_windows))
+    assert (steps == step).all()
     assert list(zip(*(column.tolist() for column in located), strict=True)) == expected
     for index, center in expected:
         window_slices(center, depth, step, counts[index // 10], edge)  # exists
+
+
+def test_distances_in_mm_are_each_volumes_nearest_number_of_slices() -> None:
+    spacing_mm = np.array([0.625, 1.25, 2.5, 5.0, 0.0])
+    assert in_slices(2.5, spacing_mm).tolist() == [4, 2, 1, 1, 1]
+    table = table_of(
+        np.arange(5),
+        np.full(5, 9),
+        depth=3,
+        step=in_slices(2.5, spacing_mm),
+        edge="error",
+        every=in_slices(5, spacing_mm),
+    )
+    assert table.first_center.tolist() == [4, 2, 1, 1, 1]
+    assert table.every.tolist() == [8, 4, 2, 1, 1]
+    assert table.centers.tolist() == [1, 2, 4, 7, 7]
+    volume, center, step = table.locate(np.arange(table.num_windows))
+    assert list(zip(volume, center, step, strict=True))[:5] == [(0, 4, 4), (1, 2, 2), (1, 6, 2), (2, 1, 1), (2, 3, 1)]
+    for distance_mm in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="mm"):
+            in_slices(distance_mm, spacing_mm)
 
 
 @pytest.fixture(scope="module")
