@@ -23,6 +23,7 @@ IMPORTED_AS = {
     "python-gdcm": "gdcm",
     "pylibjpeg-openjpeg": "openjpeg",
     "pyjpegls": "jpeg_ls",
+    "pillow": "PIL",
     "pyyaml": "yaml",
     "pytest-timeout": "pytest_timeout",
 }
@@ -30,7 +31,7 @@ IMPORTED_AS = {
 ONLY_IN = {
     "pydicom": {"dinox_io/dicom.py"},
     "pydantic": {"dinox_train/config.py"},
-    "yaml": {"dinox_train/config.py"},
+    "yaml": {"dinox_io/about.py", "dinox_train/config.py"},
     "matplotlib": {"dinox_train/pictures.py"},
 }
 TORCH_AND_NUMPY_ONLY = (

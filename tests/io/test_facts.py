@@ -9,15 +9,15 @@ import pytest
 from pydicom.dataset import Dataset
 
 from dinox_io import dicom
-from dinox_io.pack import SeriesTask, pack_series
 from dinox_io.record import RESERVED_KEYS
 from dinox_io.series import SeriesRules
+from dinox_io.task import SeriesTask, pack_series
 from tests.io.dicom_factory import slice_dataset, write, write_series
 from tests.io.series_reading import PATIENT, SERIES, volume_of
 
 LEAVES_NOTHING = {
     "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "RescaleType", "SamplesPerPixel", "BitsAllocated",
-    "BitsStored", "HighBit", "PixelRepresentation",
+    "BitsStored", "HighBit", "PixelRepresentation", "AcquisitionNumber",
 }  # fmt: skip
 """Read to decide on a series or to decode its pixels; no value of theirs is kept."""
 

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dinox_io import privacy
+from tests.io.dicom_factory import write_series
+from tests.io.series_reading import read
 
 KEY = bytes(range(32))
 
@@ -56,7 +58,7 @@ def test_real_kernels_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ZZPHI", "Smith", "B30f Smith", "19420228", "MRN12345", "B30f\\Doe", "", "Doe^Jane", "LUNG\nX"]
+    "name", ["ZZPHI", "Smith", "Sam42", "B30f Smith", "19420228", "MRN12345", "B30f\\Doe", "", "Doe^Jane", "LUNG\nX"]
 )
 def test_no_other_text_passes_as_a_kernel(name: str) -> None:
     assert privacy.kernel(name) is None
@@ -87,3 +89,12 @@ def test_numbers_pass_only_in_range() -> None:
 def test_patient_positions_are_defined_terms() -> None:
     assert privacy.patient_position("FFS") == "FFS"
     assert privacy.patient_position("ZZPHI") is None
+
+
+@pytest.mark.parametrize("keyword", ["BitsAllocated", "BitsStored", "HighBit", "Rows", "Columns", "NumberOfFrames"])
+def test_a_date_in_a_field_of_figures_is_not_repeated(tmp_path: Path, keyword: str) -> None:  # F44
+    write_series(tmp_path, 3, change=lambda _, dataset: dataset.add_new(keyword, "LO", "19420228"))
+    volumes, rows = read(tmp_path)
+    assert not volumes
+    assert [row.code for row in rows] in (["PIXEL_FORMAT_UNSUPPORTED"], ["SIZE_REFUSED"])
+    assert "19420228" not in str(rows)
