@@ -21,6 +21,7 @@ class Room:
         """slice_size: the largest y and the largest x."""
         self._slice_size = slice_size
         self._images = np.empty(0, np.int16)
+        self.copied_bytes = 0
 
     def assemble(self, windows: list[np.ndarray]) -> np.ndarray:
         """b windows int16 (depth, y, x) -> int16 (b, depth, Y, X)."""
@@ -33,6 +34,7 @@ class Room:
             image[:, :y, :x] = window
             image[:, y:] = AIR_HU
             image[:, :y, x:] = AIR_HU
+            self.copied_bytes += window.nbytes
         return images
 
 

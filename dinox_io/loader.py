@@ -99,6 +99,7 @@ class Loader:
         )
         runs = run_length if mode == "runs" else 1
         mixture = Mixture(sizes, weights, batch_size=batch_size, seed=seed, inflation=inflation, run_length=runs)
+        self._mixture = mixture
         planner = Planner(mixture, tables, parts=parts, rank=rank, world=world)
         self.position = position
         self.num_windows = tuple(table.num_windows for table in tables)
@@ -141,17 +142,23 @@ class Loader:
 
     @property
     def counters(self) -> dict[str, float]:
-        """Sums since the start: read_bytes, decoded_bytes; read_s, decode_s (zstd and hash), unfilter_s over all
-        threads; wait_s of the consumer; decoded_again, the runs that the pool had no room to keep. And how many
-        threads are active now, active_threads."""
+        """Sums since the start: read_bytes, decoded_bytes; copied_bytes of `Batch.images`; read_s, decode_s (zstd and
+        hash), unfilter_s over all threads; wait_s of the consumer; decoded_again, the runs that the pool had no room to
+        keep. And how many threads are active now, active_threads."""
         names = ("read_bytes", "decoded_bytes", "read_s", "decode_s", "unfilter_s")
         counters: dict[str, float] = {
             name: sum(getattr(decoder, name) for decoder in self._pipeline.decoders) for name in names
         }
-        counters["wait_s"] = self._pipeline.wait_s
+        counters["wait_s"], counters["copied_bytes"] = self._pipeline.wait_s, self._pipeline.room.copied_bytes
         counters["decoded_again"] = self._runs.again if self._runs else 0
         counters["active_threads"] = self._pace.active
         return counters
+
+    @property
+    def shares(self) -> list[float]:
+        """Of each set: its share of all windows of the batches before `position`; zeros before the first."""
+        draws = [int(order.cuts.starts(self.position, 0)[0]) for order in self._mixture.orders]
+        return [own / max(sum(draws), 1) for own in draws]
 
     def close(self) -> None:
         """End all threads (in less than 2 s). Idempotent."""

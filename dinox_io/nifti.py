@@ -184,7 +184,7 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise Refused("PIXELS_DAMAGED", number=1, count=1, syntax="gzip") from None
+        raise Refused("PIXELS_DAMAGED", place="the file", syntax="gzip") from None
 
 
 def _read(path: Path, series: str, patient: str, rules: SeriesRules, copies: int) -> Volume:
@@ -206,7 +206,7 @@ def _read(path: Path, series: str, patient: str, rules: SeriesRules, copies: int
         surplus_bytes = len(stream.read(SURPLUS_BYTES_MAX + 1))  # reaches the checksum of gzip too
     if surplus_bytes > SURPLUS_BYTES_MAX:
         found = layout.data_bytes + surplus_bytes
-        raise Refused("PIXELS_TOO_LONG", number=1, count=1, found=found, expected=layout.data_bytes)
+        raise Refused("PIXELS_TOO_LONG", place="the file", found=found, expected=layout.data_bytes)
     if hu.min() > LOWEST_HU_MAX:
         raise Refused("NOT_HU")
     facts: dict[str, Any] = dict.fromkeys(("manufacturer", "kernel", "kvp", "thickness_mm", "patient_position"))
@@ -369,7 +369,7 @@ class _Voxels:
             raw = self._stream.read(slice_bytes)
             if len(raw) != slice_bytes:
                 found, expected = k * slice_bytes + len(raw), slices * slice_bytes
-                raise Refused("PIXELS_TRUNCATED", number=1, count=1, found=found, expected=expected)
+                raise Refused("PIXELS_TRUNCATED", place="the file", found=found, expected=expected)
             stored = np.frombuffer(raw, self._type).reshape(rows, columns)
             if self._type.kind == "f" and not np.isfinite(stored).all():
                 not_finite += int(np.count_nonzero(~np.isfinite(stored)))

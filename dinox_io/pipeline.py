@@ -58,7 +58,7 @@ class Pipeline:
             raise ValueError("a loader makes at least 1 batch ahead, and timeout_s is above 0")
         self._sources, self._plan, self._placement, self._timeout_s = sources, plan, placement, timeout_s
         self._ahead, self._filtered = ahead, filtered
-        self._room = Room(slice_size)
+        self.room = Room(slice_size)
         self._pace = pace
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()  # not begun
@@ -119,7 +119,7 @@ class Pipeline:
             windows=placed.windows,
             filtered=self._filtered,
             assembled=placed.images,
-            room=self._room,
+            room=self.room,
             sizes=placed.sizes.astype(np.int32),
             set=plan.set,
             volume=plan.volume,

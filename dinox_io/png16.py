@@ -226,6 +226,7 @@ class _Pictures:
     ) -> None:  # fmt: skip
         self.paths, self.series, self.patient, self.rules = paths, series, patient, rules
         self.encoding, self.spacing, self.spacing_from = encoding, spacing, spacing_from
+        self.indices = indices
         self.at: dict[int, list[int]] = {}
         """Slice number -> which of the paths; several only if the table has copies."""
         for number, index in sorted(enumerate(indices), key=lambda pair: pair[1]):
@@ -246,7 +247,7 @@ class _Pictures:
         return volumes, self.notes
 
     def _matrix(self) -> tuple[int, int]:
-        sizes = Counter(self._of(number, read_size) for number in range(len(self.paths)))
+        sizes = Counter(self._of(number, read_size) for index in sorted(self.at) for number in self.at[index])
         rows, columns = min(sizes, key=lambda size: (-sizes[size], size))
         if len(sizes) > 1:
             raise Refused("MIXED_MATRIX", count=len(sizes), rows=rows, columns=columns)
@@ -259,7 +260,7 @@ class _Pictures:
         try:
             return read(self.paths[number])
         except Refused as refusal:
-            raise Refused(refusal.code, **{"number": number + 1, "count": len(self.paths), **refusal.figures}) from None
+            raise Refused(refusal.code, **{"place": f"slice {self.indices[number]}", **refusal.figures}) from None
 
     def _runs(self, indices: list[int]) -> list[list[int]]:
         """The slice numbers that become volumes: all, or with `split_gaps` the runs without a missing one."""

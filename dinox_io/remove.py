@@ -83,7 +83,7 @@ class Removal:
         if self.manifests:
             digests = ", ".join(self.manifests)
             lines.append(
-                f"Runs that trained on the set before (digest {digests}) can be found by that digest, shards_digest in "
+                f"Runs that trained on the set before (digest {digests}) can be found by that digest, shards in "
                 "their env.json; they will refuse to go on."
             )
         if self.foreign_files:

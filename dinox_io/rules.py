@@ -24,7 +24,7 @@ class Rule:
 
 
 _FIX_EXPORT = "export the series again from the source, with its original headers"
-_LOOK = "private/sources.jsonl lists the files of this series in the order counted here"
+_LOOK = "private/sources.jsonl lists the files of this series"
 
 RULES: dict[str, Rule] = {
     # Files of no series
@@ -152,17 +152,15 @@ RULES: dict[str, Rule] = {
     ),
     "PIXELS_TRUNCATED": Rule(
         "rejected",
-        "pixels of file {number} of {count} end early: {found} of {expected} bytes",
+        "pixels of {place} end early: {found} of {expected} bytes",
         "copy it again; " + _LOOK,
     ),
     "PIXELS_TOO_LONG": Rule(
         "rejected",
-        "file {number} of {count} holds {found} bytes of pixels where its header says {expected}",
+        "{place} has {found} bytes of pixels where its header says {expected}",
         _FIX_EXPORT + "; " + _LOOK,
     ),
-    "PIXELS_DAMAGED": Rule(
-        "rejected", "pixels of file {number} of {count} ({syntax}) cannot be decoded", "copy it again; " + _LOOK
-    ),
+    "PIXELS_DAMAGED": Rule("rejected", "pixels of {place} ({syntax}) cannot be decoded", "copy it again; " + _LOOK),
     "SIZE_REFUSED": Rule(
         "rejected",
         "sizes in the header are impossible for a CT image ({rows} rows, {columns} columns, {frames} frames)",
@@ -181,12 +179,10 @@ RULES: dict[str, Rule] = {
         "stored as {syntax}, which dinox[dicom] cannot decode",
         "convert the files to Explicit VR Little Endian (gdcmconv --raw, or dcmdjpeg)",
     ),
-    "PNG_DAMAGED": Rule(
-        "rejected", "picture {number} of {count} is no whole PNG file", "write or copy it again; " + _LOOK
-    ),
+    "PNG_DAMAGED": Rule("rejected", "the picture of {place} is no whole PNG file", "write or copy it again; " + _LOOK),
     "PNG_NOT_GRAY16": Rule(
         "rejected",
-        "picture {number} of {count} has {bits} bits a sample, PNG colour type {colour}: HU need 16 bits, gray (0)",
+        "the picture of {place} has {bits} bits a sample, PNG colour type {colour}: HU need 16 bits, gray (0)",
         "pack the source itself with pack_shards.py: a windowed or coloured picture has no HU left",
     ),
     "WRONG_ENCODING": Rule(

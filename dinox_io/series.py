@@ -70,7 +70,6 @@ class _Reader:
         self.series = series
         self.patient = patient
         self.rules = rules
-        self.number = {str(path): index + 1 for index, path in enumerate(paths)}
         self.notes: list[Rejection] = []
         self.dropped: Counter[str] = Counter()
         self.saturated: dict[int, int] = {}
@@ -81,7 +80,7 @@ class _Reader:
         slices = self._only_ct(self._headers())
         _check_complete(slices)
         self._check_burned_in(slices)
-        directions = _common_plane(slices)
+        directions = self.directions = _common_plane(slices)
         ordered = _ordered(slices, directions)
         self._check_tilt(ordered, directions)
         hu, ordered = self._decode(ordered, directions)
@@ -202,8 +201,9 @@ class _Reader:
         try:
             return to_hounsfield(reader.stored(piece), piece.slope, piece.intercept)
         except Refused as refusal:
-            where = {"number": self.number[piece.file.path], "count": len(self.paths)}
-            raise Refused(refusal.code, **{**where, **refusal.figures}) from None
+            # By height, not by a number among the files: names of files must not matter.
+            height_mm = geometry.height_mm(_position(piece), self.directions)
+            raise Refused(refusal.code, **{"place": f"the slice at {height_mm:.3f} mm", **refusal.figures}) from None
 
     # ------------------------------------------------------------------ the record
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="a.b=value",
-        help="a single setting, e.g. train.updates=2000; every key stands in dinox_train/config.py",
+        help="a single setting, e.g. train.updates=2000; every key stands in dinox_train/sections.py",
     )
     options = parser.parse_args(arguments)
     try:
@@ -89,8 +89,8 @@ def run(config: Config) -> int:
         with logging_to(folder.path, config.train.updates) as progress:
             for message in damage:
                 log.warning("a damaged checkpoint was set aside: %s", message)
-            digest = checkpoint.state["shards_digest"] if checkpoint else None
-            dataset = open_dataset(config.data, folder.path, digest, log.info)
+            began = checkpoint.state["shards"] if checkpoint else None
+            dataset = open_dataset(config.data, folder.path, began, log.info)
             if config.data.shards == "fake":
                 log.warning("data.shards is fake: made-up volumes, to try a machine; nothing can be learnt from them")
             tell_provenance(dataset, log.info, log.warning)
@@ -102,8 +102,7 @@ def run(config: Config) -> int:
             elif config.run.init_from:
                 start_from(learner, Path(config.run.init_from))
             folder.write_text("config.yaml", to_yaml(config))
-            noted = {"shards_digest": dataset.shards.digest, "shards": dataset.provenance}
-            noted["filters"] = codec.describe().removeprefix("filters: ")
+            noted = {"shards": dataset.provenance, "filters": codec.describe().removeprefix("filters: ")}
             folder.write_json("env.json", describe(device) | noted)
             return trainer.train(stop, progress)
 

@@ -1,4 +1,4 @@
-"""What a run trains and validates on: a shard set (or a made-up one), and which of its sides serve as what."""
+"""What a run trains and validates on: shard sets (or a made-up one), and which of their sides serve as what."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import numpy as np
 
 from dinox_io import ShardSet, VolumeRecord, open_shards
 from dinox_io.manifest import dense_histogram
-from dinox_train.config import ConfigError, DataSection
+from dinox_io.mixture import temperature_weights
+from dinox_train.config import ConfigError
 from dinox_train.fake import write_fake_set
+from dinox_train.sections import DataSection
 
 
 class LeakError(ValueError):
@@ -21,64 +23,147 @@ class LeakError(ValueError):
 
 
 @dataclass(frozen=True)
+class Source:
+    """One open set and the weight by which it shares each batch."""
+
+    shards: ShardSet
+    weight: float
+
+
+@dataclass(frozen=True)
 class Dataset:
-    """An open shard set and the sides a run uses.
+    """The open shard sets and the sides a run uses.
 
     train_side: "train", or "val" where that is all there is, or None for all volumes; val_side: "val", or None where
     there is nothing to validate on. The `test` side is never among them.
     """
 
-    shards: ShardSet
+    sources: tuple[Source, ...]
     train_side: str | None
     val_side: str | None
 
     @property
-    def hu_histogram(self) -> np.ndarray:
-        """int64 (4096,): voxels of the whole set in bins of 16 HU from -32768."""
-        return dense_histogram(self.shards.manifest["hu_histogram"])
+    def volumes(self) -> list[VolumeRecord]:
+        """Of all sets."""
+        return [volume for source in self.sources for volume in source.shards.volumes]
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What a run notes of its data: `digest` of the set, `about` (what `--about` said, or None), `counts`."""
-        manifest = self.shards.manifest
-        return {"digest": self.shards.digest, "about": manifest.get("about"), "counts": manifest.get("counts")}
+    def began(self) -> list[tuple[str, float]]:
+        """Digest and weight of each set, in the order of the configuration: what a checkpoint keeps of them."""
+        return [(source.shards.digest, source.weight) for source in self.sources]
+
+    def having(self, side: str | None) -> list[ShardSet]:
+        """The sets that have volumes of a side (None: all of them)."""
+        sets = [source.shards for source in self.sources]
+        return [shards for shards in sets if side is None or any(volume.split == side for volume in shards.volumes)]
+
+    @property
+    def hu_histogram(self) -> np.ndarray:
+        """int64 (4096,): voxels in bins of 16 HU from -32768, each set counted by its share of the batches."""
+        total = sum(source.weight for source in self.sources)
+        histograms = [dense_histogram(source.shards.manifest["hu_histogram"]) for source in self.sources]
+        parts = [
+            source.weight / total * counts / counts.sum()
+            for source, counts in zip(self.sources, histograms, strict=True)
+        ]
+        return np.rint(np.sum(parts, axis=0) * sum(int(counts.sum()) for counts in histograms)).astype(np.int64)
+
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """What a run notes of each set: its `digest`, `about` (what `--about` said, or None), `counts` and weight."""
+        return [
+            {
+                "digest": source.shards.digest,
+                "about": source.shards.manifest.get("about"),
+                "counts": source.shards.manifest.get("counts"),
+                "weight": source.weight,
+            }
+            for source in self.sources
+        ]
 
     @property
     def sides_in_words(self) -> str:
-        count = Counter(volume.split for volume in self.shards.volumes)
+        count = Counter(volume.split for volume in self.volumes)
         closed = f"; {count['test']} test volumes stay closed" if count["test"] else ""
         if self.val_side:
             return f"{count['train']} volumes to train on, {count['val']} of other patients to validate on{closed}"
-        used = count[self.train_side] if self.train_side else len(self.shards.volumes)
+        used = count[self.train_side] if self.train_side else len(self.volumes)
         return (
             f"all {used} volumes to train on and nothing to validate on, since a side of the split is empty "
             f"(train {count['train']}, val {count['val']}): loss_val, knn_z and knn_label stay null{closed}"
         )
 
 
-def open_dataset(data: DataSection, run_folder: Path, digest: str | None, say: Callable[[str], None]) -> Dataset:
-    """Open what `data.shards` names. `digest`: the manifest a resumed run began with; None for a new run.
+def open_dataset(
+    data: DataSection, run_folder: Path, began: Sequence[tuple[str, float]] | None, say: Callable[[str], None]
+) -> Dataset:
+    """Open what `data.shards` names. `began`: digest and weight of the sets a resumed run began with; None: a new run.
 
-    Raises ShardError for a damaged set, ConfigError where the set is another one than the run began with or a patient
-    was removed from it since, LeakError.
+    Raises ShardError for a damaged set, ConfigError where a set is another one than the run began with or has another
+    weight, a patient was removed from it since, or it has nothing to train on, LeakError.
     """
-    folder = write_fake_set(run_folder / "fake-shards") if data.shards == "fake" else Path(data.shards)
-    shards = open_shards(folder, edge=data.edge)
-    if digest not in (None, shards.digest):
-        shards = _as_the_run_began(shards, folder, data, digest, say)
-    sides = {volume.split for volume in shards.volumes}
+    named = _named(data, run_folder)
+    if began is not None and len(began) != len(named):
+        raise ConfigError(f"data.shards: names {len(named)} sets, and the run began with {len(began)}")
+    opened: list[ShardSet] = []
+    for number, (folder, _) in enumerate(named):
+        shards = open_shards(folder, edge=data.edge)
+        if began is not None and began[number][0] != shards.digest:
+            shards = _as_the_run_began(shards, folder, data, began[number][0], say)
+        opened.append(shards)
+    volumes = [volume for shards in opened for volume in shards.volumes]
+    train_side, val_side = _sides({volume.split for volume in volumes}, named)
+    if val_side:
+        refuse_leaks(volumes)
+    weights = _weights(data, opened, [weight for _, weight in named], train_side)
+    if began is not None:
+        _check_weights(weights, [weight for _, weight in began])
+    sources = tuple(Source(shards, weight) for shards, weight in zip(opened, weights, strict=True))
+    dataset = Dataset(sources, train_side, val_side)
+    if len(dataset.having(train_side)) < len(opened):
+        drawn_from = dataset.having(train_side)
+        folder = next(folder for (folder, _), shards in zip(named, opened, strict=True) if shards not in drawn_from)
+        raise ConfigError(f"data.shards: {folder} has no {train_side} volume, so there is nothing to draw from it.")
+    return dataset
+
+
+def _check_weights(weights: Sequence[float], began: Sequence[float]) -> None:
+    """ConfigError where sets would share the batches otherwise than when the run began."""
+    if [weight / sum(weights) for weight in weights] != [weight / sum(began) for weight in began]:
+        raise ConfigError(
+            f"data.shards: the sets have the weights {list(weights)}, and the run began with {list(began)}: that would "
+            "be another order of windows. Give those again, or start another run.folder."
+        )
+
+
+def _named(data: DataSection, run_folder: Path) -> list[tuple[Path, float | None]]:
+    if isinstance(data.shards, str):
+        return [(write_fake_set(run_folder / "fake-shards") if data.shards == "fake" else Path(data.shards), None)]
+    return [(Path(one.path), one.weight) for one in data.shards]
+
+
+def _sides(sides: set[str], named: Sequence[tuple[Path, float | None]]) -> tuple[str | None, str | None]:
     if {"train", "val"} <= sides:
-        refuse_leaks(shards.volumes)
-        return Dataset(shards, "train", "val")
+        return "train", "val"
     if "test" not in sides:
-        return Dataset(shards, None, None)
+        return None, None
     # `test` is never opened: what is left is the one side that there is.
     left = sides & {"train", "val"}
     if not left:
+        folders = ", ".join(str(folder) for folder, _ in named)
         raise ConfigError(
-            f"data.shards: {folder} holds test volumes only, which are never trained on. Pack a train side."
+            f"data.shards: {folders} holds test volumes only, which are never trained on. Pack a train side."
         )
-    return Dataset(shards, left.pop(), None)
+    return left.pop(), None
+
+
+def _weights(
+    data: DataSection, opened: Sequence[ShardSet], weights: Sequence[float | None], side: str | None
+) -> list[float]:
+    if data.temperature is None:
+        return [1.0 if weight is None else weight for weight in weights]
+    slices = [sum(v.shape[0] for v in shards.volumes if side in (None, v.split)) for shards in opened]
+    return temperature_weights([max(count, 1) for count in slices], data.temperature)
 
 
 def _as_the_run_began(
@@ -108,13 +193,11 @@ def _as_the_run_began(
 
 def tell_provenance(dataset: Dataset, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
     """Say whose data it is and under which licence, where the set tells; warn if weights may not be released."""
-    about = dataset.provenance["about"]
-    if not about:
-        return
-    version = f" {about['version']}" if about.get("version") else ""
-    say(f"data: {about.get('name')}{version}, licence {about.get('licence')}")
-    if about.get("weights_may_be_released") == "no":
-        warn(f"weights that are trained on {about.get('name')} must not be released: its description says so")
+    for about in filter(None, (noted["about"] for noted in dataset.provenance)):
+        version = f" {about['version']}" if about.get("version") else ""
+        say(f"data: {about.get('name')}{version}, licence {about.get('licence')}")
+        if about.get("weights_may_be_released") == "no":
+            warn(f"weights that are trained on {about.get('name')} must not be released: its description says so")
 
 
 def refuse_leaks(volumes: Sequence[VolumeRecord]) -> None:

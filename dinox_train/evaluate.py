@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinox_io import ShardSet
 from dinox_io.hounsfield import AIR_HU
 from dinox_train.data import Dataset
 from dinox_train.learner import Learner
@@ -48,6 +49,16 @@ class Sample:
     rows: np.ndarray
     heights: np.ndarray
     """Height of the middle slice in its volume, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a window lies: a set, a volume of it, the middle slice, and how far apart the window's slices are."""
+
+    shards: ShardSet
+    volume: int
+    center: int
+    step: int
 
 
 class Evaluator:
@@ -130,26 +141,37 @@ class Evaluator:
 
     def _spread(self, side: str | None, count: int) -> Iterator[Sample]:
         """`count` windows of a side (all, where it has fewer), from the middle of equal stretches of its windows."""
-        data, shards = self._config.data, self._dataset.shards
-        table = shards.window_table(shards.volumes_of(side), data.depth, data.step)
-        count = min(count, table.num_windows)
-        volumes, centers, _ = table.locate((2 * np.arange(count) + 1) * table.num_windows // (2 * count))
+        data, sets = self._config.data, self._dataset.having(side)
+        tables = [
+            shards.window_table(shards.volumes_of(side), data.depth, data.step, step_mm=data.step_mm, every_mm=None)
+            for shards in sets
+        ]
+        ends = np.cumsum([table.num_windows for table in tables])
+        count = min(count, int(ends[-1]))
+        windows = (2 * np.arange(count) + 1) * ends[-1] // (2 * count)
         for first in range(0, count, CHUNK):
-            part = slice(first, min(first + CHUNK, count))
-            yield self._read(volumes[part], centers[part], np.arange(part.start, part.stop))
+            rows = np.arange(first, min(first + CHUNK, count))
+            places = []
+            for window in windows[rows].tolist():
+                number = int(np.searchsorted(ends, window, side="right"))
+                before = int(ends[number]) - tables[number].num_windows
+                volume, center, step = (int(one[0]) for one in tables[number].locate(np.array([window - before])))
+                places.append(Place(sets[number], volume, center, step))
+            yield self._read(places, rows)
 
-    def _read(self, volumes: np.ndarray, centers: np.ndarray, rows: np.ndarray) -> Sample:
-        data, shards = self._config.data, self._dataset.shards
-        sizes = shards.size_of(volumes)
-        images = np.full((len(rows), data.depth, *sizes.max(axis=0)), AIR_HU, dtype=np.int16)
-        for image, volume, center in zip(images, volumes, centers, strict=True):
-            window = shards.read_window(int(volume), int(center), data.depth, data.step)
+    def _read(self, places: list[Place], rows: np.ndarray) -> Sample:
+        depth = self._config.data.depth
+        records = [place.shards.volumes[place.volume] for place in places]
+        sizes = np.array([record.shape[1:] for record in records])
+        images = np.full((len(rows), depth, *sizes.max(axis=0)), AIR_HU, dtype=np.int16)
+        for image, place in zip(images, places, strict=True):
+            window = place.shards.read_window(place.volume, place.center, depth, place.step)
             image[:, : window.shape[1], : window.shape[2]] = window
-        last = np.array([shards.volumes[volume].shape[0] - 1 for volume in volumes])
+        centers = np.array([place.center for place in places])
         return Sample(
             images=torch.from_numpy(images).to(self._device),
             sizes=sizes,
-            spacing_mm=shards.spacing_of(volumes),
+            spacing_mm=np.array([record.spacing_mm for record in records], np.float64),
             rows=rows,
-            heights=centers / np.maximum(last, 1),
+            heights=centers / np.maximum([record.shape[0] - 1 for record in records], 1),
         )

@@ -41,14 +41,20 @@ _ENDINGS = {
 }
 
 
+LOADER_SUMS = ("read_bytes", "decoded_bytes", "copied_bytes", "read_s", "decode_s", "unfilter_s", "decoded_again")
+"""Of the loader's counters, those whose growth in an update stands in its line."""
+
+
 @dataclass
 class Drawn:
     """The views of one global batch, and which windows they come from (an array for each micro-batch)."""
 
     micro_batches: list[ViewBatch] = field(default_factory=list)
+    sets: list[np.ndarray] = field(default_factory=list)
     volumes: list[np.ndarray] = field(default_factory=list)
     centers: list[np.ndarray] = field(default_factory=list)
-    epoch: int = 0
+    epoch: int = 2**63
+    """That of the window which has been seen least often."""
 
 
 @dataclass
@@ -117,7 +123,7 @@ class Trainer:
             "position": self.update,
             "masked_in_a_row": self.masked_in_a_row,
             "config": self.config.model_dump(mode="json"),
-            "shards_digest": self.dataset.shards.digest,
+            "shards": self.dataset.began,
         }
         teacher = self.learner.teacher.backbone
         save_checkpoint(
@@ -146,7 +152,8 @@ class Trainer:
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
             before, counters = counters, loader.counters
             line = self._line(drawn, asdict(values), wait_s, seconds)
-            line |= {name: counters[name] - before[name] for name in ("read_bytes", "decoded_bytes")}
+            line |= {name: counters[name] - before[name] for name in LOADER_SUMS}
+            line |= {"loader_threads": counters["active_threads"], "set_shares": loader.shares}
             self.pending = Pending(line, result, drawn)
 
             # --- around it
@@ -174,16 +181,24 @@ class Trainer:
         data, train = self.config.data, self.config.train
         try:
             return Loader(
-                self.dataset.shards,
+                [(source.shards, source.weight) for source in self.dataset.sources],
                 batch_size=train.batch_size,
                 depth=data.depth,
                 step=data.step,
+                step_mm=data.step_mm,
+                every=data.every,
+                every_mm=data.every_mm,
                 seed=self.config.seed,
+                mode=data.mode,
+                run_length=data.run_length,
                 split=self.dataset.train_side,
+                inflation=data.inflation,
                 position=self.update,
                 parts=train.accumulation,
                 threads=data.threads,
                 prefetch_bytes=data.prefetch_mib * 2**20,
+                pool_bytes=data.pool_mib * 2**20,
+                max_gbps=data.max_gbps,
                 timeout_s=data.timeout_s,
             )
         except ValueError as error:
@@ -210,9 +225,10 @@ class Trainer:
             if self.update == 0 and not drawn.micro_batches:
                 self._picture_of(views, plan)
             drawn.micro_batches.append(views)
+            drawn.sets.append(batch.set.copy())
             drawn.volumes.append(batch.volume.copy())
             drawn.centers.append(batch.center.copy())
-            drawn.epoch = int(batch.epoch[-1])
+            drawn.epoch = min(drawn.epoch, int(batch.epoch.min()))
         return wait_s, drawn
 
     def _step(self, drawn: Drawn) -> tuple[StepResult, Values]:
@@ -277,7 +293,11 @@ class Trainer:
             "update": line["update"],
             "loss": str(line["loss"]),
             "grad_norm": str(line["grad_norm"]),
-            "volumes": [self.dataset.shards.volumes[index].id for part in drawn.volumes for index in part],
+            "volumes": [
+                self.dataset.sources[number].shards.volumes[index].id
+                for parts in zip(drawn.sets, drawn.volumes, strict=True)
+                for number, index in zip(*parts, strict=True)
+            ],
             "centers": [int(center) for part in drawn.centers for center in part],
             "view_mean": [str(float(part.mean())) for part in views],
             "view_min_max": [[str(float(part.min())), str(float(part.max()))] for part in views],

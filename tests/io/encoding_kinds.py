@@ -20,7 +20,7 @@ from pydicom.uid import (
 
 from tests.io.dicom_factory import write
 from tests.io.fault_kind import Expected, Make, accepted, kind, one_item, refused, setting
-from tests.io.jpeg_file import compress, compressible, fragments
+from tests.io.jpeg_file import compress, compressible, fragments, jpeg_header
 from tests.io.random_scan import FORMATS, Scan, encode, first_slices, with_format
 
 # ---------------------------------------------------------------------------------------------- one slice or one file
@@ -156,7 +156,7 @@ def jpeg(syntax: str) -> Make:
         if syntax in LOSSY:  # of noise a lossy codec leaves nothing
             scan.stored[:] = np.add.outer(np.arange(scan.count), np.add.outer(*map(np.arange, scan.stored.shape[1:])))
         if not compressible():
-            scan.write(folder, lambda _, dataset: fragments(dataset, syntax, [b"\xff\xd8 no picture"]))
+            scan.write(folder, lambda _, dataset: fragments(dataset, syntax, [jpeg_header(38, 41)]))
             return refused(scan, "PIXELS_DAMAGED" if syntax in OF_PILLOW else "DECODER_MISSING")
         for path in scan.write(folder, setting(LossyImageCompression="01" if syntax in LOSSY else None)):
             compress(path, syntax)

@@ -4,6 +4,7 @@ Invariant: `compress` changes how the pixels of a file are stored, and nothing e
 """
 
 import importlib
+import struct
 from pathlib import Path
 
 import pydicom
@@ -27,6 +28,11 @@ def fragments(dataset: Dataset, syntax: str, frames: list[bytes]) -> None:
     dataset.PixelData = encapsulate(frames)
     dataset["PixelData"].VR = "OB"
     dataset.file_meta.TransferSyntaxUID = UID(syntax)
+
+
+def jpeg_header(rows: int, columns: int) -> bytes:
+    """The beginning of a lossy JPEG of 12 bits, and nothing after its size."""
+    return b"\xff\xd8\xff\xc1\x00\x0b\x0c" + struct.pack(">HHB", rows, columns, 1) + b"\x01\x11\x00\xff\xd9"
 
 
 def compress(path: Path, syntax: str) -> None:

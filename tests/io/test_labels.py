@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from dinox_io import labels, runs
+from dinox_io import labels, mask_runs
 from dinox_io.labels import LabelError, Mark, MarkMask, mark_of_mask, read_labels, write_labels
 from dinox_io.mask_runs import decode_mask, encode_mask
 
@@ -161,7 +161,7 @@ def test_lines_and_marks_without_end_are_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_a_mask_beyond_the_bound_is_refused_unread(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(runs, "MAX_VOXELS", 23)
+    monkeypatch.setattr(mask_runs, "MAX_VOXELS", 23)
     with pytest.raises(LabelError, match="more than 23 voxels"):
         a_mark()
 

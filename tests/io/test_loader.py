@@ -184,6 +184,7 @@ def test_a_mixture_of_sets(shards: dinox_io.ShardSet, tmp_path: Path, make_volum
                     expected = source.read_window(int(batch.volume[row]), int(batch.center[row]))
                     np.testing.assert_array_equal(window, expected)
                     assert tuple(batch.spacing_mm[row]) == source.volumes[batch.volume[row]].spacing_mm
+                assert loader.shares == pytest.approx((drawn / drawn.sum()).tolist())
         assert drawn.tolist() == [180, 60]
         expected = stream(sets, 6, **mode, threads=1, prefetch_bytes=0)
         assert stream(sets, 6, **mode, threads=3) == expected
@@ -235,7 +236,16 @@ def test_runs_of_one_series_count_as_one(shards: dinox_io.ShardSet) -> None:
 
 def test_counters_only_grow_and_count_bytes(shards: dinox_io.ShardSet) -> None:
     with dinox_io.Loader(shards, **SETTINGS, threads=1, prefetch_bytes=0) as loader:
-        sums = {"read_bytes", "decoded_bytes", "read_s", "decode_s", "unfilter_s", "wait_s", "decoded_again"}
+        sums = {
+            "read_bytes",
+            "decoded_bytes",
+            "read_s",
+            "decode_s",
+            "unfilter_s",
+            "wait_s",
+            "decoded_again",
+            "copied_bytes",
+        }
         assert set(loader.counters) == sums | {"active_threads"}
         next(loader)
         first = loader.counters

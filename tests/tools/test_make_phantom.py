@@ -162,7 +162,7 @@ def test_a_slice_tells_its_height():
     assert lungs[4] < 0.5 * lungs[3]
 
 
-@pytest.mark.parametrize(("sigma", "blur"), [(18.0, 0.9), (35.0, 0.7)])
+@pytest.mark.parametrize(("sigma", "blur"), [(11.0, 1.0), (22.0, 0.9)])
 def test_noise_has_the_fitted_strength_and_correlation(sigma: float, blur: float):
     fields = [slice_noise(256, 256, sigma_hu=sigma, blur_px=blur, overlap=0.0, key=(1, 2), index=i) for i in (0, 1)]
     assert fields[0].std() == pytest.approx(sigma, rel=0.03)
@@ -195,7 +195,7 @@ def test_noise_of_a_slice_is_that_of_its_kernel():
     )
     noise = (plan.slice_hu(40) - clean) / plan.study.noise_spread
     middle = noise[96:160, 96:160]
-    assert middle.std() == pytest.approx(18.0, rel=0.08)
+    assert middle.std() == pytest.approx(11.0, rel=0.08)
     lag = (middle[:, 1:] * middle[:, :-1]).mean() / middle.var()
     assert lag == pytest.approx(_lag_one_correlation(plan.protocol.blur_px), abs=0.06)
 
@@ -250,16 +250,17 @@ def test_plans_are_pure_and_distinct(number: int, seed: int):
 
 
 def test_it_compresses_like_real_ct():
-    """The fingerprint of the real set: hilp + zstd level 1 near 3.43 for soft kernels on a 512 matrix."""
+    """The fingerprint of 18 real series: hilp + zstd level 1 makes them 3.11 times smaller on a 512 matrix, pooled."""
     raw = packed = 0
-    for number in (0, 1, 3):
-        plan = plan_series(StudyPlan(0, 512, 56, number))[0]
-        for part in (0.15, 0.5, 0.8):
+    plans = [plan_series(StudyPlan(0, 512, 56, number)) for number in (0, 1, 2)]
+    # As many slices of each series as it has a share of the phantom's.
+    for plan, parts in ((plans[0][0], (0.5,)), (plans[1][0], (0.2, 0.7)), (plans[2][1], (0.15, 0.4, 0.6, 0.8))):
+        for part in parts:
             index = int(part * plan.count)
             hu = (stored_values(plan, plan.slice_hu(index)) + plan.study.storage.intercept).astype(np.int16)
             raw += hu.nbytes
             packed += len(zstandard.ZstdCompressor(1).compress(bytes(apply_filter(hu, "hilp"))))
-    assert raw / packed == pytest.approx(3.43, rel=0.15)
+    assert raw / packed == pytest.approx(3.11, rel=0.1)
 
 
 def test_a_second_run_changes_nothing(study_folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,7 +15,7 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
 
 
 def test_every_shipped_file_loads_and_survives_a_round_trip(repository: Path, tmp_path: Path) -> None:
-    files = sorted((repository / "configs").rglob("*.yaml"))
+    files = [file for file in sorted((repository / "configs").rglob("*.yaml")) if file.parent.name != "about"]
     names = {str(file.relative_to(repository / "configs").with_suffix("")) for file in files}
     overlays = {"hardware/strix_halo", "hardware/rtx_4090", "hardware/h200"}
     assert names == {"demo", "vit_s", "vit_b", "vit_l", "vit_g"} | overlays

@@ -20,16 +20,16 @@ from dinox_train import trainer as trainer_module
 from dinox_train.__main__ import main
 from dinox_train.fake import fake_volume, write_fake_set
 from dinox_train.learner import Learner
-from dinox_train.metrics import read_lines
+from dinox_train.metrics import VARYING, read_lines
 
 Train = Callable[..., int]
-TIMES = {"images_per_s", "data_wait_fraction", "memory_bytes", "read_bytes", "decoded_bytes"}
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
     """The lines of a run without what depends on the clock and the machine."""
     return [
-        {key: value for key, value in line.items() if key not in TIMES} for line in read_lines(folder / "metrics.jsonl")
+        {key: value for key, value in line.items() if key not in VARYING}
+        for line in read_lines(folder / "metrics.jsonl")
     ]
 
 
@@ -76,6 +76,7 @@ def test_metrics_have_one_line_an_update_with_every_field(whole: Path) -> None:
         *("update", "applied", "images", "views", "tokens", "epoch", "lr", "grad_norm", "images_per_s"),
         *("loss", "loss_dino", "loss_ibot", "loss_koleo", "loss_gram", "loss_val", "knn_z", "knn_label"),
         *("data_wait_fraction", "read_bytes", "decoded_bytes", "memory_bytes"),
+        *("copied_bytes", "read_s", "decode_s", "unfilter_s", "decoded_again", "loader_threads", "set_shares"),
         *("teacher_entropy", "prototype_use", "feature_std", "effective_rank"),
     }
     for line in found:
@@ -85,6 +86,7 @@ def test_metrics_have_one_line_an_update_with_every_field(whole: Path) -> None:
         assert line["tokens"] == line["images"] * (2 * (4 + 5) + 2 * (1 + 5))
         assert (line["loss_val"] is not None) == (line["update"] in (4, 8, 9))
         assert (line["knn_z"] is not None) == (line["update"] in (4, 8, 9))
+        assert line["set_shares"] == [1.0]
     assert found[-1]["decoded_bytes"] > 0
 
 
@@ -370,6 +372,6 @@ def test_a_grown_set_is_trained_as_the_run_began(tmp_path: Path, train: Train) -
     commit_set(shards, grown)
     assert train(tmp_path / "run", f"data.shards={shards}", "train.updates=3", "evaluate.every=100") == 0
     assert "has grown since the run began" in (tmp_path / "run/train.log").read_text()
-    assert json.loads((tmp_path / "run/env.json").read_text())["shards_digest"] == before["self"]
+    assert json.loads((tmp_path / "run/env.json").read_text())["shards"][0]["digest"] == before["self"]
     other = write_fake_set(tmp_path / "other", {3: "train"})
     assert train(tmp_path / "run", f"data.shards={other}", "train.updates=4") == 2

@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from dinox_train.checkpoint import list_checkpoints
-from dinox_train.metrics import read_lines
+from dinox_train.metrics import VARYING, read_lines
 
-TIMES = {"images_per_s", "data_wait_fraction", "memory_bytes", "read_bytes", "decoded_bytes"}
 UPDATES = 40
 
 
@@ -45,7 +44,7 @@ class Run:
 
 def outcome(folder: Path) -> tuple[list[dict[str, object]], dict[str, torch.Tensor]]:
     """Lines without times, and every tensor of the last checkpoint."""
-    found = [{k: v for k, v in line.items() if k not in TIMES} for line in read_lines(folder / "metrics.jsonl")]
+    found = [{k: v for k, v in line.items() if k not in VARYING} for line in read_lines(folder / "metrics.jsonl")]
     last = list_checkpoints(folder / "checkpoints")[-1]
     files = sorted(last.rglob("*.safetensors"))
     return found, {f"{file.stem}/{name}": value for file in files for name, value in load_file(file).items()}

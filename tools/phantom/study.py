@@ -37,14 +37,14 @@ class Protocol:
 
 
 def _soft(spacing_mm: float, thickness_mm: float) -> Protocol:
-    return Protocol(f"CHEST {thickness_mm:g} SOFT", "SOFT", spacing_mm, thickness_mm, 18.0, SOFT_BLUR_PX, 1.6)
+    return Protocol(f"CHEST {thickness_mm:g} SOFT", "SOFT", spacing_mm, thickness_mm, 11.0, SOFT_BLUR_PX, 1.6)
 
 
 def _sharp(spacing_mm: float) -> Protocol:
-    return Protocol(f"CHEST {spacing_mm:g} LUNG", "LUNG", spacing_mm, spacing_mm, 35.0, SHARP_BLUR_PX, 1.1)
+    return Protocol(f"CHEST {spacing_mm:g} LUNG", "LUNG", spacing_mm, spacing_mm, 22.0, SHARP_BLUR_PX, 1.1)
 
 
-SOFT_BLUR_PX, SHARP_BLUR_PX = 0.9, 0.7
+SOFT_BLUR_PX, SHARP_BLUR_PX = 1.0, 0.9
 # The series of patient n are those of row n modulo the number of rows.
 PROTOCOLS: tuple[tuple[Protocol, ...], ...] = (
     (_soft(5.0, 5.0),),
