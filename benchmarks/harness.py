@@ -56,7 +56,7 @@ class Local:
 
     def prepare(self, round_s: float) -> dict[str, Any]:
         prepared = self._setup()
-        self._timed = TimedRun(prepared.run, self._clock)
+        self._timed = TimedRun(prepared.run, self._clock, prepared.before)
         self._timed.warm_up(round_s)
         return prepared.facts
 

@@ -35,7 +35,7 @@ class _Server:
                 return {"table": self._tables[name]()}
             case {"do": "prepare", "name": name, "round_s": round_s}:
                 prepared = self._setups[name]()
-                self._ready[name] = TimedRun(prepared.run)
+                self._ready[name] = TimedRun(prepared.run, before=prepared.before)
                 self._ready[name].warm_up(round_s)
                 return {"facts": prepared.facts}
             case {"do": "round", "name": name}:

@@ -28,6 +28,8 @@ class Prepared(NamedTuple):
 
     run: Run
     facts: dict[str, Any]
+    before: Callable[[], None] | None = None
+    """Called before each round, outside of its time (empties the page cache, say); a round is then a single run."""
 
 
 Setup = Callable[[], Prepared]
@@ -36,18 +38,21 @@ Setup = Callable[[], Prepared]
 class TimedRun:
     """Times a run; a short one is repeated, so that a round lasts long enough for the clock and the scheduler."""
 
-    def __init__(self, run: Run, clock: Clock = time.perf_counter) -> None:
-        self._run, self._clock, self._repeats = run, clock, 1
+    def __init__(self, run: Run, clock: Clock = time.perf_counter, before: Callable[[], None] | None = None) -> None:
+        self._run, self._clock, self._before, self._repeats = run, clock, before, 1
 
     def warm_up(self, round_s: float) -> None:
         """Two runs that do not count; the second one says how many of them last `round_s`."""
         self._run()
         begin = self._clock()
         self._run()
-        self._repeats = max(1, math.ceil(round_s / max(self._clock() - begin, 1e-6)))
+        if self._before is None:
+            self._repeats = max(1, math.ceil(round_s / max(self._clock() - begin, 1e-6)))
 
     def round(self) -> Sample:
         """One round; the garbage collector waits until it is over."""
+        if self._before is not None:
+            self._before()
         collecting = gc.isenabled()
         gc.disable()
         try:

@@ -12,14 +12,15 @@ from functools import cached_property
 import numpy as np
 
 from dinox_io.hounsfield import AIR_HU
+from dinox_io.memory import Allocate, plain_memory
 
 
 class Room:
     """Memory in which windows are copied together; the same for every batch of a loader, as fresh pages cost more."""
 
-    def __init__(self, slice_size: tuple[int, int]) -> None:
+    def __init__(self, slice_size: tuple[int, int], allocate: Allocate = plain_memory) -> None:
         """slice_size: the largest y and the largest x."""
-        self._slice_size = slice_size
+        self._slice_size, self._allocate = slice_size, allocate
         self._images = np.empty(0, np.int16)
         self.copied_bytes = 0
 
@@ -27,7 +28,7 @@ class Room:
         """b windows int16 (depth, y, x) -> int16 (b, depth, Y, X)."""
         shape = (len(windows), len(windows[0]), *self._slice_size)
         if self._images.size < np.prod(shape):
-            self._images = np.empty(int(np.prod(shape)), np.int16)
+            self._images = self._allocate(2 * int(np.prod(shape))).view(np.int16)
         images = self._images[: int(np.prod(shape))].reshape(shape)
         for image, window in zip(images, windows, strict=True):
             _, y, x = window.shape

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -20,7 +19,7 @@ from dinox_io.errors import ShardError
 from dinox_io.record import VolumeMeta, parse_meta
 from dinox_io.seekable import frames_of_table, seek_table_bytes
 from dinox_io.shard import BLOCK, END_BYTES, ShardEntry, ShardReader, read_shard_index
-from dinox_io.storage import ShardFile, read_bytes, read_whole
+from dinox_io.storage import ShardFile, ShardFolder, each, read_bytes
 
 INDEX_NAME = "index.msgpack"
 _ENVELOPE_BYTES = 1 << 12
@@ -58,16 +57,21 @@ class SetIndex:
         self.spacing_mm, self.orientation = columns["spacing_mm"], columns["orientation"]
         self.frame_bytes, self.checksum, self.z_mm = (columns[name] for name in _SLICE_COLUMNS)
         self.first = np.concatenate([[0], np.cumsum(self.shape[:, 0], dtype=np.int64)])
-        # Where each frame begins in its shard: all frames' sizes summed up, less those of the volumes before.
-        ends = np.cumsum(self.frame_bytes, dtype=np.int64)
-        starts = np.concatenate([[0], ends])
-        in_volume = starts[:-1] - np.repeat(starts[self.first[:-1]], np.diff(self.first))
-        self.frame_offset = in_volume + np.repeat(self.body_offset.astype(np.int64), np.diff(self.first))
+
+    def frames(self, volume: int, start: int, stop: int) -> np.ndarray:
+        """int64 (stop - start + 1,): where frames start … stop - 1 of a volume begin in its shard, and the last ends.
+
+        Summed up here, not kept: 8 bytes a slice would be half of the index again.
+        """
+        first = int(self.first[volume])
+        begin = int(self.body_offset[volume]) + int(self.frame_bytes[first : first + start].sum(dtype=np.int64))
+        sizes = self.frame_bytes[first + start : first + stop]
+        return np.concatenate([[begin], begin + np.cumsum(sizes, dtype=np.int64)])
 
     def body_end(self) -> np.ndarray:
         """int64 (v,): first byte behind the last frame of each volume, where its seek table begins."""
-        last = self.first[1:] - 1
-        return self.frame_offset[last] + self.frame_bytes[last]
+        sums = np.add.reduceat(self.frame_bytes.astype(np.int64), self.first[:-1])
+        return self.body_offset.astype(np.int64) + sums
 
 
 def encode_index(index: SetIndex) -> bytes:
@@ -78,10 +82,10 @@ def encode_index(index: SetIndex) -> bytes:
     return data
 
 
-def load_index(folder: Path, manifest: Mapping[str, Any]) -> SetIndex:
+def load_index(folder: ShardFolder, manifest: Mapping[str, Any]) -> SetIndex:
     """index.msgpack, if it is the one that the manifest names and makes sense; else ShardError."""
     try:
-        data = read_whole(folder / INDEX_NAME, _most_bytes(manifest))
+        data = folder.read(INDEX_NAME, _most_bytes(manifest))
     except OSError as error:
         raise ShardError(f"cannot be read ({error.strerror})", file=INDEX_NAME) from None
     if hashlib.sha256(data).hexdigest() != manifest["index_sha256"]:
@@ -157,11 +161,15 @@ def _check_extents(index: SetIndex, manifest: Mapping[str, Any]) -> None:
 # --- from the shards themselves ----------------------------------------------------------------------------------
 
 
-def rebuild_index(files: Sequence[ShardFile], manifest: Mapping[str, Any]) -> SetIndex:
-    """The index from tar headers, KEY.json and seek tables, all checked against the manifest. ShardError."""
+def rebuild_index(files: Sequence[ShardFile], manifest: Mapping[str, Any], *, in_flight: int = 1) -> SetIndex:
+    """The index from tar headers, KEY.json and seek tables, all checked against the manifest. ShardError.
+
+    in_flight: shards that are read at once.
+    """
     found: dict[str, tuple[int, ShardEntry]] = {}
-    for number, (file, shard) in enumerate(zip(files, manifest["shards"], strict=True)):
-        entries = read_shard_index(file, shard["size"])
+    sizes = [shard["size"] for shard in manifest["shards"]]
+    indices = each(lambda number: read_shard_index(files[number], sizes[number]), range(len(files)), in_flight)
+    for number, (file, shard, entries) in enumerate(zip(files, manifest["shards"], indices, strict=True)):
         listed = [(volume["id"], volume["meta_sha256"], volume["seek_table_sha256"]) for volume in shard["volumes"]]
         for entry, expected in zip(entries, listed, strict=False):
             if (entry.meta.id, entry.meta_sha256, entry.seek_table_sha256) != expected:
@@ -201,18 +209,22 @@ def _columns_of(ordered: Sequence[tuple[int, ShardEntry]]) -> dict[str, np.ndarr
     return {name: np.ascontiguousarray(rows[name], dtype) for name, (dtype, _) in _COLUMNS.items()}
 
 
-def check_shards(files: Sequence[ShardFile], manifest: Mapping[str, Any], index: SetIndex) -> None:
+def check_shards(
+    files: Sequence[ShardFile], manifest: Mapping[str, Any], index: SetIndex, *, in_flight: int = 1
+) -> None:
     """Every KEY.json and every seek table where the index says, with the digests of the manifest; else ShardError.
 
     This is what tells a shard that was swapped or edited without a change of its size, at two small reads a volume. An
     index that says something else than they do is told by the `file` of the error: it alone is wrong.
+    in_flight: reads at once.
     """
     digests = {volume["id"]: volume for shard in manifest["shards"] for volume in shard["volumes"]}
-    for file, shard in zip(files, manifest["shards"], strict=True):
-        ShardReader(file, shard["size"] - END_BYTES).read_head()
+    sizes = [shard["size"] for shard in manifest["shards"]]
+    each(lambda number: ShardReader(files[number], sizes[number] - END_BYTES).read_head(), range(len(files)), in_flight)
     tables = index.body_end()
-    for number, record in enumerate(manifest["volumes"]):
-        file = files[int(index.shard[number])]
+
+    def check(number: int) -> None:
+        file, record = files[int(index.shard[number])], manifest["volumes"][number]
         start = int(index.meta_offset[number]) + BLOCK
         meta = read_bytes(file, start, start + int(index.meta_bytes[number]))
         table = read_bytes(
@@ -224,6 +236,8 @@ def check_shards(files: Sequence[ShardFile], manifest: Mapping[str, Any], index:
         if hashlib.sha256(table).hexdigest() != listed["seek_table_sha256"]:
             raise ShardError("its seek table is not the one that was packed", file=file.name, volume=record["id"])
         _check_row(index, number, parse_meta(meta, record["id"], file.name), frames_of_table(table))
+
+    each(check, range(len(manifest["volumes"])), in_flight)
 
 
 def _check_row(index: SetIndex, number: int, meta: VolumeMeta, frames: np.ndarray) -> None:

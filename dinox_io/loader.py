@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinox_io.batch import Batch
-from dinox_io.loading import Allocate, plain_memory, run_pipeline, slab_pipeline
+from dinox_io.loading import run_pipeline, slab_pipeline
+from dinox_io.memory import Allocate, plain_memory
 from dinox_io.mixture import Mixture, check_weights
 from dinox_io.pace import Pace
 from dinox_io.pipeline import default_threads
@@ -79,7 +80,7 @@ class Loader:
                 all that are alive fit, some are decoded again (`counters["decoded_again"]`).
             max_gbps: cap on decoded data, 10^9 bytes a second.
             filtered: hand out what is unpacked but still filtered, for a device that undoes the filter.
-            slab: gives the memory for slabs or pool, uint8 (n,) for a number of bytes; plain memory if None.
+            slab: gives the memory for slabs, or for pool and images: uint8 (n,) for a number of bytes; plain if None.
             timeout_s: how long a batch may take.
 
         Raises:

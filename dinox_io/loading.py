@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dinox_io.memory import check_memory
+from dinox_io.memory import Allocate, plain_memory, taken
 from dinox_io.mixture import Mixture
 from dinox_io.pace import Pace
 from dinox_io.pipeline import Pipeline
@@ -20,8 +20,6 @@ from dinox_io.stretches import StretchFinder, longest_stretch
 from dinox_io.window import WindowTable
 
 MAX_AHEAD = 8
-Allocate = Callable[[int], np.ndarray]
-"""Bytes -> uint8 memory of at least that many: plain, or pinned for a device."""
 
 
 class Source(WindowSource, Protocol):
@@ -29,11 +27,6 @@ class Source(WindowSource, Protocol):
 
     @property
     def slice_size(self) -> tuple[int, int]: ...
-
-
-def plain_memory(size: int) -> np.ndarray:
-    """uint8 (size,), not yet touched."""
-    return np.empty(size, np.uint8)
 
 
 def slab_pipeline(
@@ -54,7 +47,7 @@ def slab_pipeline(
     slab_bytes = 2 * rows * depth * edges[0] * edges[1]
     ahead = _ahead(prefetch_bytes, slab_bytes)
     shape = (rows, depth, 2 * edges[0] * edges[1]) if filtered else (rows, depth, *edges)
-    memory = _taken((ahead + 1) * slab_bytes, allocate).view(np.uint8 if filtered else np.int16)
+    memory = taken((ahead + 1) * slab_bytes, allocate).view(np.uint8 if filtered else np.int16)
     return Pipeline(
         sources,
         plan,
@@ -65,6 +58,7 @@ def slab_pipeline(
         pace=pace,
         timeout_s=timeout_s,
         filtered=filtered,
+        allocate=allocate,
     )
 
 
@@ -94,7 +88,7 @@ def run_pipeline(
             f"pool_bytes is {pool_bytes}, room for {slots} runs of {slot_bytes} bytes, where a batch of {planner.rows} "
             "windows may need as many: raise it, or choose a smaller run_length or mode random"
         )
-    memory = _taken(slots * slot_bytes, allocate).view(np.uint8 if filtered else np.int16)
+    memory = taken(slots * slot_bytes, allocate).view(np.uint8 if filtered else np.int16)
     placement = RunPlacement(
         sources,
         memory.reshape(slots, -1),
@@ -112,6 +106,7 @@ def run_pipeline(
         pace=pace,
         timeout_s=timeout_s,
         filtered=filtered,
+        allocate=allocate,
     )
     return pipeline, placement
 
@@ -130,11 +125,3 @@ def _ahead(prefetch_bytes: int, batch_bytes: int) -> int:
 def _slice_size(sources: Sequence[Source]) -> tuple[int, int]:
     y, x = np.array([source.slice_size for source in sources]).max(axis=0)
     return int(y), int(x)
-
-
-def _taken(size: int, allocate: Allocate) -> np.ndarray:
-    check_memory(size)
-    memory = allocate(size)
-    if memory.dtype != np.uint8 or memory.ndim != 1 or memory.size < size or not memory.flags.c_contiguous:
-        raise ValueError(f"the memory given is {memory.dtype} {memory.shape}, not contiguous uint8 of {size} bytes")
-    return memory[:size]

@@ -20,11 +20,12 @@ from dinox_io import hounsfield
 from dinox_io.about import is_about
 from dinox_io.atomic import write_atomically
 from dinox_io.canonical import canonical_json, parse_json_object
+from dinox_io.cloud import BucketFolder, is_address
 from dinox_io.errors import ShardError
 from dinox_io.index import INDEX_NAME, encode_index, rebuild_index
 from dinox_io.record import ID_PATTERN
 from dinox_io.shard import NAME_PATTERN, ShardSummary, VolumeSummary
-from dinox_io.storage import LocalFile, read_whole
+from dinox_io.storage import LocalFile, LocalFolder, ShardFolder
 from dinox_io.versions import tool_versions
 
 MANIFEST_NAME, EARLIER_FOLDER = "manifest.json", "manifests"
@@ -252,37 +253,59 @@ def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json({k: v for k, v in manifest.items() if k != "self"})).hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the set in `folder` (or of the manifest file given), checked against its `self`. ShardError."""
-    path = Path(folder)
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest of a set (see `set_folder`), checked against its `self`. ShardError."""
+    return manifest_in(*set_folder(path))
+
+
+def manifest_in(folder: ShardFolder, name: str = MANIFEST_NAME) -> dict[str, Any]:
+    """The manifest called `name` in the folder of a set, checked against its `self`. ShardError."""
+    file_name = name.rpartition("/")[2]
     try:
-        path = path / MANIFEST_NAME if path.is_dir() else path
-        data = read_whole(path, MAX_MANIFEST_BYTES)
+        data = folder.read(name, MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise ShardError(
-            f"there is none in {path.parent}: not a set of shards, or its packing never ended", file=path.name
+            f"there is none in {folder}: not a set of shards, or its packing never ended", file=file_name
         ) from None
     except (OSError, ValueError) as error:  # ValueError: a path that can be none, or ShardError: too large
         if isinstance(error, ShardError):
             raise
-        raise ShardError(f"cannot be read ({getattr(error, 'strerror', None) or error})", file=path.name) from error
-    manifest = parse_json_object(data, path.name)
+        raise ShardError(f"cannot be read ({getattr(error, 'strerror', None) or error})", file=file_name) from error
+    manifest = parse_json_object(data, file_name)
     try:
         digest = _digest(manifest)
     except (ValueError, RecursionError) as error:
-        raise ShardError(f"is not JSON as it was written ({error})", file=path.name) from None
+        raise ShardError(f"is not JSON as it was written ({error})", file=file_name) from None
     if manifest.get("self") != digest:
-        raise ShardError(f"its members have the digest {digest}, it says {manifest.get('self')!r}", file=path.name)
-    check_manifest(manifest, path.name)
+        raise ShardError(f"its members have the digest {digest}, it says {manifest.get('self')!r}", file=file_name)
+    check_manifest(manifest, file_name)
     return manifest
 
 
-def set_folder(path: Path) -> tuple[Path, bool]:
-    """The folder of the shards that `path` (folder or manifest) is about, and whether it names an earlier manifest."""
-    if path.is_dir():
-        return path, False
-    earlier = path.parent.name == EARLIER_FOLDER
-    return (path.parent.parent if earlier else path.parent), earlier
+def set_folder(path: str | Path) -> tuple[ShardFolder, str]:
+    """The folder of a set, and the name of its manifest there (manifests/DIGEST.json: an earlier one).
+
+    `path`: that folder or the file of the manifest, in the file system or as s3://BUCKET/PREFIX. ShardError.
+    """
+    if isinstance(path, str) and is_address(path):
+        above, _, last = path.rstrip("/").rpartition("/")
+        if not last.endswith(".json"):
+            return BucketFolder(path), MANIFEST_NAME
+        place, _, folder_name = above.rpartition("/")
+        if folder_name == EARLIER_FOLDER:
+            return BucketFolder(place), f"{EARLIER_FOLDER}/{last}"
+        return BucketFolder(above), last
+    path = Path(path)
+    try:
+        if path.is_dir():
+            return LocalFolder(path), MANIFEST_NAME
+        if path.parts[:1] == ("s3:",):
+            raise ShardError(f"{path}: a Path loses a slash of s3://BUCKET/PREFIX; give it as a string")
+    except OSError as error:
+        raise ShardError(f"cannot be read ({error.strerror})", file=path.name) from error
+    if path.parent.name == EARLIER_FOLDER:
+        return LocalFolder(path.parent.parent), f"{EARLIER_FOLDER}/{path.name}"
+    return LocalFolder(path.parent), path.name
 
 
 def check_manifest(manifest: Mapping[str, Any], file_name: str) -> None:

@@ -1,8 +1,28 @@
-"""What memory is free, on the machine and within our cgroup, before any is taken."""
+"""What memory is free, on the machine and within our cgroup, before any is taken; and taking it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+
+Allocate = Callable[[int], np.ndarray]
+"""Bytes -> uint8 memory of at least that many: plain, or pinned for a device."""
+
+
+def plain_memory(size: int) -> np.ndarray:
+    """uint8 (size,), not yet touched."""
+    return np.empty(size, np.uint8)
+
+
+def taken(size: int, allocate: Allocate) -> np.ndarray:
+    """uint8 (size,) of `allocate`. MemoryError where it is not free; ValueError for memory that will not do."""
+    check_memory(size)
+    memory = allocate(size)
+    if memory.dtype != np.uint8 or memory.ndim != 1 or memory.size < size or not memory.flags.c_contiguous:
+        raise ValueError(f"the memory given is {memory.dtype} {memory.shape}, not contiguous uint8 of {size} bytes")
+    return memory[:size]
 
 
 def check_memory(needed_bytes: int) -> None:

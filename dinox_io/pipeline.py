@@ -23,6 +23,7 @@ import numpy as np
 from dinox_io.batch import Batch, Room
 from dinox_io.decoder import ThreadDecoder
 from dinox_io.errors import LoaderError, LoaderStalled, ShardError
+from dinox_io.memory import Allocate, plain_memory
 from dinox_io.pace import Pace
 from dinox_io.placement import Job, Placed, WindowSource
 from dinox_io.plan import Plan
@@ -52,13 +53,14 @@ class Pipeline:
         pace: Pace,
         timeout_s: float,
         filtered: bool = False,
+        allocate: Allocate = plain_memory,
     ) -> None:
         """sources: what Plan.set counts. ahead: batches that may be on their way. slice_size: of `Batch.images`."""
         if ahead < 1 or not timeout_s > 0:
             raise ValueError("a loader makes at least 1 batch ahead, and timeout_s is above 0")
         self._sources, self._plan, self._placement, self._timeout_s = sources, plan, placement, timeout_s
         self._ahead, self._filtered = ahead, filtered
-        self.room = Room(slice_size)
+        self.room = Room(slice_size, allocate)
         self._pace = pace
         self._changed = threading.Condition()
         self._jobs: deque[Job] = deque()  # not begun

@@ -1,4 +1,4 @@
-"""A set of shards on disk: its volumes, their slices and windows, each checked before it is believed.
+"""A set of shards, on disk or in a bucket: its volumes, their slices and windows, each checked before it is believed.
 
 Invariant: opening never writes, and reads a manifest, an index, and two small members of each volume; pixels are
 checked by the hash of their frame when first touched. Damage of any kind, whenever found, is ShardError.
@@ -25,13 +25,13 @@ from dinox_io.decoder import ThreadDecoder
 from dinox_io.errors import ShardError
 from dinox_io.index import INDEX_NAME, SetIndex, check_shards, load_index, rebuild_index
 from dinox_io.loading import slab_pipeline
-from dinox_io.manifest import SIDES, read_manifest, set_folder
+from dinox_io.manifest import EARLIER_FOLDER, SIDES, manifest_in, set_folder
 from dinox_io.pace import Pace
 from dinox_io.pipeline import default_threads
 from dinox_io.plan import in_order
 from dinox_io.record import RESERVED_KEYS
 from dinox_io.shard import BLOCK
-from dinox_io.storage import LocalFile, read_bytes
+from dinox_io.storage import ShardFile, ShardFolder, each, read_bytes
 from dinox_io.verify import Damage, verify_manifest
 from dinox_io.window import EDGES, WindowTable, in_slices, table_of, window_slices
 
@@ -66,7 +66,13 @@ class ShardSet:
     """Volumes of one set; made by `open_shards`. May be read from many threads at once."""
 
     def __init__(
-        self, folder: Path, files: list[LocalFile], manifest: dict[str, Any], index: SetIndex, edge: str, verify: str
+        self,
+        folder: ShardFolder,
+        files: Sequence[ShardFile],
+        manifest: dict[str, Any],
+        index: SetIndex,
+        edge: str,
+        verify: str,
     ) -> None:
         self._folder, self._files, self._index, self._verify = folder, files, index, verify
         self.manifest, self.edge = manifest, edge
@@ -100,7 +106,7 @@ class ShardSet:
         self.close()
 
     def verify(self, *, threads: int = 1) -> list[Damage]:
-        """Read and hash every byte of its shards on disk, and decode every slice; an empty list if all is whole.
+        """Read and hash every byte of its shards, and decode every slice; an empty list if all is whole.
 
         It looks at this set, with the manifest that it was opened with, also if another one stands there by now.
         """
@@ -108,7 +114,7 @@ class ShardSet:
 
     def _superseded(self) -> bool:
         try:
-            return read_manifest(self._folder)["self"] != self.digest
+            return manifest_in(self._folder)["self"] != self.digest
         except ShardError:
             return False
 
@@ -160,8 +166,9 @@ class ShardSet:
         index, first = self._index, int(self._index.first[volume])
         file = self._files[int(index.shard[volume])]
         wanted = slices[slices >= 0]
-        lowest, highest = first + int(wanted.min()), first + int(wanted.max())
-        start, stop = int(index.frame_offset[lowest]), int(index.frame_offset[highest] + index.frame_bytes[highest])
+        lowest, highest = int(wanted.min()), int(wanted.max())
+        offsets = index.frames(volume, lowest, highest + 1).tolist()
+        start, stop = offsets[0], offsets[-1]
         begin_s = time.perf_counter()
         data = decoder.buffer(stop - start)
         try:
@@ -180,11 +187,10 @@ class ShardSet:
                 out[row] = out[done[z]]
                 continue
             number = first + z
-            frame = int(index.frame_offset[number]) - start
             check = self._verify == "always" or (self._verify == "first" and not self._checked[number])
             try:
                 decode(
-                    data[frame : frame + int(index.frame_bytes[number])],
+                    data[offsets[z - lowest] - start : offsets[z - lowest + 1] - start],
                     out[row],
                     int(index.checksum[number]) if check else None,
                 )
@@ -296,48 +302,54 @@ class ShardSet:
 
 
 def open_shards(path: str | Path, edge: str = "clamp", verify: str = "first") -> ShardSet:
-    """Open the set in a folder, or an earlier state of it by its `manifests/DIGEST.json`.
+    """Open the set in a folder or a bucket, or an earlier state of it by its `manifests/DIGEST.json`.
 
     Args:
-        path: the folder that packing made, or the file of one of its manifests.
+        path: the folder that packing made, or the file of one of its manifests; or where they were copied to, a string
+            s3://BUCKET/PREFIX (docs/data.md).
         edge: what a window holds beyond its volume: "clamp", "reflect", or "error" (such windows do not exist).
         verify: check the hash of each frame at its "first" touch, "always", or "never".
 
     Raises:
-        ShardError: the set is damaged or of another version. ValueError: an unknown edge or verify.
+        ShardError: the set is damaged, of another version, or cannot be reached. ValueError: an unknown edge or verify.
+        ImportError: a bucket without the extra `cloud`.
     """
     if edge not in EDGES or verify not in VERIFY:
         raise ValueError(f"edge {edge!r} must be one of {', '.join(EDGES)}, verify {verify!r} of {', '.join(VERIFY)}")
-    path = Path(path)
-    manifest = read_manifest(path)
-    folder, earlier = set_folder(path)
-    files: list[LocalFile] = []
+    folder, name = set_folder(path)
+    manifest = manifest_in(folder, name)
+    files: dict[str, ShardFile] = {}
+
+    def open_file(shard: dict[str, Any]) -> ShardFile:
+        name, size = shard["name"], shard["size"]
+        file = files[name] = folder.open(name)
+        if file.size != size:
+            raise ShardError(f"has {file.size} bytes where the manifest says {size}", file=name)
+        return file
+
     try:
-        for shard in manifest["shards"]:
-            files.append(LocalFile(folder / shard["name"]))
-            if files[-1].size != shard["size"]:
-                raise ShardError(
-                    f"has {files[-1].size} bytes where the manifest says {shard['size']}", file=shard["name"]
-                )
-        index = _trusted_index(folder, manifest, files, warn=not earlier)
-        return ShardSet(folder, files, manifest, index, edge, verify)
+        ordered = each(open_file, manifest["shards"], folder.in_flight)
+        index = _trusted_index(folder, manifest, ordered, warn=not name.startswith(EARLIER_FOLDER))
+        return ShardSet(folder, ordered, manifest, index, edge, verify)
     except BaseException:
-        for file in files:
+        for file in files.values():
             file.close()
         raise
 
 
-def _trusted_index(folder: Path, manifest: dict[str, Any], files: list[LocalFile], *, warn: bool) -> SetIndex:
+def _trusted_index(
+    folder: ShardFolder, manifest: dict[str, Any], files: Sequence[ShardFile], *, warn: bool
+) -> SetIndex:
     try:
         index = load_index(folder, manifest)
-        check_shards(files, manifest, index)
+        check_shards(files, manifest, index, in_flight=folder.in_flight)
     except ShardError as error:
         if error.file != INDEX_NAME:
             raise
         # An earlier manifest has no index of its own: rebuilding is what is meant to happen.
         if warn:
             warnings.warn(f"{error}: ignored, and rebuilt from the shards", stacklevel=3)
-        return rebuild_index(files, manifest)
+        return rebuild_index(files, manifest, in_flight=folder.in_flight)
     return index
 
 

@@ -1,4 +1,6 @@
-"""Bytes [start, stop) of a file of a set: the one door through which shards are read.
+"""The folder of a set and bytes [start, stop) of its files: the one door through which sets are read.
+
+A folder of the file system is here, a bucket in cloud.py.
 
 Invariant: what is returned has the length that was asked for, or ShardError; nothing is ever written here.
 """
@@ -7,8 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dinox_io.errors import ShardError
 
@@ -24,6 +28,46 @@ class ShardFile(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class ShardFolder(Protocol):
+    """Where the files of a set lie; as text, what a message calls it. Names are NAME or FOLDER/NAME."""
+
+    in_flight: int
+    """How many files are worth opening, or looking into, at once."""
+
+    def open(self, name: str) -> ShardFile:
+        """ShardError if it cannot be opened."""
+        ...
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """All bytes of a small file. OSError (FileNotFoundError if there is none), or ShardError: it has more."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """FOLDER/NAME of all that lies in a subfolder, sorted; empty if there is none."""
+        ...
+
+
+class LocalFolder:
+    """A folder of the file system; a ShardFolder."""
+
+    in_flight = 1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def open(self, name: str) -> LocalFile:
+        return LocalFile(self.path / name)
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        return read_whole(self.path / name, limit_bytes)
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(f"{folder}/{path.name}" for path in (self.path / folder).glob("*"))
 
 
 class LocalFile:
@@ -84,3 +128,18 @@ def read_whole(path: Path, limit_bytes: int) -> bytes:
             raise ShardError(f"has more than the {limit_bytes} bytes that it may have", file=path.name)
         # No more than it had: a file that grows while it is read must not fill the memory.
         return file.read(status.st_size)
+
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+def each(do: Callable[[Given], Result], things: Iterable[Given], in_flight: int) -> list[Result]:
+    """What `do` gives for each thing, in their order, so many at once; raises what the first that fails raises."""
+    if in_flight == 1:
+        return [do(thing) for thing in things]
+    pool = ThreadPoolExecutor(in_flight)
+    try:
+        return list(pool.map(do, things))
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -17,9 +17,9 @@ import numpy as np
 from dinox_io.codec import SliceDecoder
 from dinox_io.errors import ShardError
 from dinox_io.index import SetIndex, load_index
-from dinox_io.manifest import EARLIER_FOLDER, read_manifest, set_folder
+from dinox_io.manifest import EARLIER_FOLDER, manifest_in, set_folder
 from dinox_io.shard import END_BYTES, ShardEntry, ShardReader
-from dinox_io.storage import LocalFile, read_bytes
+from dinox_io.storage import ShardFile, ShardFolder, read_bytes
 
 _CHUNK_BYTES = 1 << 22
 
@@ -42,20 +42,20 @@ def verify_set(
     """Read and hash every byte of the set in a folder; an empty list if it is whole.
 
     Args:
-        path: the folder of a set. threads: shards that are read at once.
+        path: the folder of a set, as for open_shards. threads: shards that are read at once.
         progress: called with the name and the bytes of each shard that is done.
     """
-    path = Path(path)
     try:
-        manifest = read_manifest(path)
+        folder, name = set_folder(path)
+        manifest = manifest_in(folder, name)
     except ShardError as error:
         return [_damage(error, "manifest.json", None)]
-    folder, earlier = set_folder(path)
+    earlier = name.startswith(EARLIER_FOLDER)
     return verify_manifest(folder, manifest, earlier=earlier, threads=threads, progress=progress)
 
 
 def verify_manifest(
-    folder: Path,
+    folder: ShardFolder,
     manifest: dict[str, Any],
     *,
     earlier: bool = False,
@@ -70,11 +70,12 @@ def verify_manifest(
     except ShardError as error:
         if not earlier:
             damages.append(_damage(error, "index.msgpack", None, "; packing into the folder again writes it anew"))
-    for old in sorted((folder / EARLIER_FOLDER).glob("*.json")):
+    for old in folder.names(EARLIER_FOLDER):
         try:
-            read_manifest(old)
+            if old.endswith(".json"):
+                manifest_in(folder, old)
         except ShardError as error:
-            damages.append(_damage(error, f"{EARLIER_FOLDER}/{old.name}", None))
+            damages.append(_damage(error, old, None))
 
     def verify(number: int) -> list[Damage]:
         shard = manifest["shards"][number]
@@ -115,9 +116,9 @@ def _expected(manifest: dict[str, Any], number: int, index: SetIndex | None) -> 
     ]
 
 
-def _verify_shard(folder: Path, shard: dict[str, Any], expected: list[_Expected]) -> list[Damage]:
+def _verify_shard(folder: ShardFolder, shard: dict[str, Any], expected: list[_Expected]) -> list[Damage]:
     try:
-        file = LocalFile(folder / shard["name"])
+        file = folder.open(shard["name"])
     except ShardError as error:
         return [_damage(error, shard["name"], volume.id) for volume in expected]
     try:
@@ -126,7 +127,7 @@ def _verify_shard(folder: Path, shard: dict[str, Any], expected: list[_Expected]
         file.close()
 
 
-def _verify_volumes(file: LocalFile, size: int, expected: list[_Expected]) -> list[Damage]:
+def _verify_volumes(file: ShardFile, size: int, expected: list[_Expected]) -> list[Damage]:
     reader = ShardReader(file, min(file.size, size - END_BYTES))
     damages: list[Damage] = []
     lost: ShardError | None = None
@@ -154,7 +155,7 @@ def _verify_volumes(file: LocalFile, size: int, expected: list[_Expected]) -> li
     return damages
 
 
-def _verify_bytes(file: LocalFile, shard: dict[str, Any]) -> list[Damage]:
+def _verify_bytes(file: ShardFile, shard: dict[str, Any]) -> list[Damage]:
     """What stands outside of volumes (headers, padding) is covered by the digest of the whole file only."""
     try:
         if file.size == shard["size"] and _sha256(file) == shard["sha256"]:
@@ -165,7 +166,7 @@ def _verify_bytes(file: LocalFile, shard: dict[str, Any]) -> list[Damage]:
     return [Damage(file=file.name, volume=None, problem=f"its bytes are not those that were packed ({size})")]
 
 
-def _verify_volume(file: LocalFile, entry: ShardEntry, expected: _Expected) -> None:
+def _verify_volume(file: ShardFile, entry: ShardEntry, expected: _Expected) -> None:
     if entry.meta.id != expected.id:
         raise ShardError(f"volume {entry.meta.id} stands in its place")
     if entry.meta_sha256 != expected.meta_sha256 or entry.seek_table_sha256 != expected.seek_table_sha256:
@@ -184,7 +185,7 @@ def _verify_volume(file: LocalFile, entry: ShardEntry, expected: _Expected) -> N
         raise ShardError("its pixels do not have the digest of the volume that was packed")
 
 
-def _sha256(file: LocalFile) -> str:
+def _sha256(file: ShardFile) -> str:
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK_BYTES))
     for start in range(0, file.size, _CHUNK_BYTES):
         chunk = buffer[: min(_CHUNK_BYTES, file.size - start)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dinox_io import ShardSet, VolumeRecord, open_shards
-from dinox_io.manifest import dense_histogram
+from dinox_io.manifest import EARLIER_FOLDER, dense_histogram, set_folder
 from dinox_io.mixture import temperature_weights
 from dinox_train.config import ConfigError
 from dinox_train.fake import write_fake_set
@@ -107,7 +107,7 @@ def open_dataset(
         raise ConfigError(f"data.shards: names {len(named)} sets, and the run began with {len(began)}")
     opened: list[ShardSet] = []
     for number, (folder, _) in enumerate(named):
-        shards = open_shards(folder, edge=data.edge)
+        shards = _open(folder, data)
         if began is not None and began[number][0] != shards.digest:
             shards = _as_the_run_began(shards, folder, data, began[number][0], say)
         opened.append(shards)
@@ -136,13 +136,22 @@ def _check_weights(weights: Sequence[float], began: Sequence[float]) -> None:
         )
 
 
-def _named(data: DataSection, run_folder: Path) -> list[tuple[Path, float | None]]:
+def _named(data: DataSection, run_folder: Path) -> list[tuple[str, float | None]]:
+    """Folders, or addresses of buckets, and their weights."""
     if isinstance(data.shards, str):
-        return [(write_fake_set(run_folder / "fake-shards") if data.shards == "fake" else Path(data.shards), None)]
-    return [(Path(one.path), one.weight) for one in data.shards]
+        fake = data.shards == "fake"
+        return [(str(write_fake_set(run_folder / "fake-shards")) if fake else data.shards, None)]
+    return [(one.path, one.weight) for one in data.shards]
 
 
-def _sides(sides: set[str], named: Sequence[tuple[Path, float | None]]) -> tuple[str | None, str | None]:
+def _open(folder: str, data: DataSection) -> ShardSet:
+    try:
+        return open_shards(folder, edge=data.edge)
+    except ImportError as error:
+        raise ConfigError(f"data.shards: {error}") from None
+
+
+def _sides(sides: set[str], named: Sequence[tuple[str, float | None]]) -> tuple[str | None, str | None]:
     if {"train", "val"} <= sides:
         return "train", "val"
     if "test" not in sides:
@@ -150,7 +159,7 @@ def _sides(sides: set[str], named: Sequence[tuple[Path, float | None]]) -> tuple
     # `test` is never opened: what is left is the one side that there is.
     left = sides & {"train", "val"}
     if not left:
-        folders = ", ".join(str(folder) for folder, _ in named)
+        folders = ", ".join(folder for folder, _ in named)
         raise ConfigError(
             f"data.shards: {folders} holds test volumes only, which are never trained on. Pack a train side."
         )
@@ -167,7 +176,7 @@ def _weights(
 
 
 def _as_the_run_began(
-    shards: ShardSet, folder: Path, data: DataSection, digest: str | None, say: Callable[[str], None]
+    shards: ShardSet, folder: str, data: DataSection, digest: str | None, say: Callable[[str], None]
 ) -> ShardSet:
     removed = shards.manifest.get("removed") or {"manifests": []}
     if digest in removed["manifests"]:
@@ -178,8 +187,8 @@ def _as_the_run_began(
             "run.folder on the set as it is now, and decide what becomes of these checkpoints and of what was made of "
             "them (run.init_from with them would carry over what they learnt from that patient)."
         )
-    earlier = folder / "manifests" / f"{digest}.json"
-    if not earlier.is_file():
+    earlier = f"{EARLIER_FOLDER}/{digest}.json"
+    if earlier not in set_folder(folder)[0].names(EARLIER_FOLDER):
         raise ConfigError(
             f"data.shards: {folder} has the digest {shards.digest[:16]}…, and the run began with {str(digest)[:16]}…, "
             "of which it knows nothing: it is another set, or was written anew. Give the set of the run, or start "
@@ -188,7 +197,7 @@ def _as_the_run_began(
     newer = shards.digest
     shards.close()
     say(f"the shard set has grown since the run began ({newer[:16]}…); this run goes on with its own volumes")
-    return open_shards(earlier, edge=data.edge)
+    return _open(f"{folder.rstrip('/')}/{earlier}", data)
 
 
 def tell_provenance(dataset: Dataset, say: Callable[[str], None], warn: Callable[[str], None]) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Range = tuple[float, float]
@@ -39,8 +38,8 @@ class WeightedShards(Section):
 
 class DataSection(Section):
     shards: str | tuple[WeightedShards, ...] = "shards"
-    """A folder that `tools/pack_shards.py` wrote, or `fake`: made-up volumes, for trying a machine. Or several folders
-    that share each batch: a list of {path, weight}."""
+    """A folder that `tools/pack_shards.py` wrote (or where it was copied to, s3://bucket/prefix), or `fake`: made-up
+    volumes, for trying a machine. Or several folders that share each batch: a list of {path, weight}."""
     temperature: Annotated[float, Field(ge=1)] | None = None
     """Weights of a list of sets that has none: n^(1/T) for a set of n windows. 1: by size; large: all alike."""
     depth: Positive = 3

@@ -22,7 +22,7 @@ from dinox_train.checkpoint import Checkpoint, rotate, save_checkpoint
 from dinox_train.config import ConfigError
 from dinox_train.data import Dataset
 from dinox_train.evaluate import Evaluator
-from dinox_train.feed import to_device
+from dinox_train.feed import Feed
 from dinox_train.learner import Learner, Values
 from dinox_train.metrics import LineFile
 from dinox_train.pictures import save_views_picture
@@ -73,6 +73,7 @@ class Trainer:
         self.learner, self.dataset, self.folder, self.device = learner, dataset, folder, device
         self.config = learner.config
         self.evaluator = Evaluator(dataset, learner, device)
+        self.feed = Feed(device)
         self.update = 0
         self.saved: int | None = None
         self.masked_in_a_row = 0
@@ -91,6 +92,7 @@ class Trainer:
         self.events = LineFile(self.folder.events, self.update)
         try:
             self._event("started" if self.saved is None else "resumed", f"at update {self.update}")
+            log.info("windows reach the device from %s", self.feed.describe())
             try:
                 with self._loader() as loader:
                     code = self._loop(loader, stop, progress)
@@ -199,6 +201,7 @@ class Trainer:
                 prefetch_bytes=data.prefetch_mib * 2**20,
                 pool_bytes=data.pool_mib * 2**20,
                 max_gbps=data.max_gbps,
+                slab=self.feed.allocate,
                 timeout_s=data.timeout_s,
             )
         except ValueError as error:
@@ -211,7 +214,7 @@ class Trainer:
             begin = time.perf_counter()
             batch = next(batches)
             wait_s += time.perf_counter() - begin
-            images = to_device(batch, self.device)
+            images = self.feed.to_device(batch)
             plan = draw_views(
                 self.learner.views,
                 seed=self.config.seed,

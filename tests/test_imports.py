@@ -30,7 +30,7 @@ IMPORTED_AS = {
 # The only files that may import these at all.
 ONLY_IN = {
     "pydicom": {"dinox_io/dicom.py"},
-    "pydantic": {"dinox_train/config.py"},
+    "pydantic": {"dinox_train/config.py", "dinox_train/sections.py"},
     "yaml": {"dinox_io/about.py", "dinox_train/config.py"},
     "matplotlib": {"dinox_train/pictures.py"},
 }

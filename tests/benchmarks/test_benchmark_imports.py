@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-STANDARD_LIBRARY_ONLY = ("timing", "serve", "harness", "intervals", "machine", "result", "compare")
-PEERS = ("peer_codecs", "peer_stores")
+STANDARD_LIBRARY_ONLY = ("timing", "serve", "harness", "intervals", "machine", "result", "compare", "loader_meters")
+PEERS = ("peer_codecs", "peer_stores", "peer_loaders", "peer_loader_stores")
 
 
 def imported(path: Path) -> set[str]:

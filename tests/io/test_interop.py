@@ -133,7 +133,7 @@ def with_bytes(folder: Path, copy: Path, name: str, offset: int, data: bytes) ->
 def test_a_flipped_bit_of_a_frame_is_found_when_it_is_read(webdataset, folder: Path, tmp_path: Path) -> None:
     with dinox_io.open_shards(folder) as shards:
         volume = shards.volumes_of("train")[0]
-        start = int(shards._index.frame_offset[shards._index.first[volume] + 2])
+        start = int(shards._index.frames(int(volume), 2, 3)[0])
         name, key = shards._files[int(shards._index.shard[volume])].name, shards.volumes[volume].id
     byte = (folder / name).read_bytes()[start + 30]
     damaged = with_bytes(folder, tmp_path / "set", name, start + 30, bytes([byte ^ 1]))

@@ -372,7 +372,7 @@ def test_damage_names_file_volume_and_slice(tmp_path: Path, make_volume, write_s
     path = tmp_path / "set" / "shard-000000.tar"
     data = bytearray(path.read_bytes())
     with dinox_io.open_shards(tmp_path / "set") as shards:
-        data[int(shards._index.frame_offset[5]) + 200] ^= 4
+        data[int(shards._index.frames(0, 5, 6)[0]) + 200] ^= 4
     path.write_bytes(data)
     with (
         dinox_io.open_shards(tmp_path / "set") as shards,

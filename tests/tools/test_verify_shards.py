@@ -171,7 +171,10 @@ def test_bytes_that_cannot_be_read_are_named_and_the_rest_is_verified(
     folder: Path, monkeypatch: pytest.MonkeyPatch, failure: int
 ) -> None:
     with open_shards(folder) as shards:
-        bad = int(shards._index.frame_offset[5])  # the second slice of the second volume of the first shard
+        row = int(np.searchsorted(shards._index.first, 5, side="right")) - 1
+        bad = int(
+            shards._index.frames(row, 5 - int(shards._index.first[row]), 6)[0]
+        )  # the second slice of the second volume of the first shard
     shard, read = (folder / "shard-000000.tar").stat(), os.preadv
 
     def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
