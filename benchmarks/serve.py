@@ -45,6 +45,10 @@ class _Server:
 
 def main() -> None:
     """Answer until stdin ends."""
+    if len(sys.argv) != 3:
+        wanted = set(sys.argv[1:]) & {"-h", "--help"}
+        print(__doc__, file=sys.stdout if wanted else sys.stderr)
+        sys.exit(0 if wanted else 2)
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     server = _Server(importlib.import_module(sys.argv[1]), json.loads(sys.argv[2]))

@@ -26,6 +26,8 @@ _BUFFER_BYTES = 1 << 13
 _RATIO_MAX = 1032
 """Deflate cannot do better: what declares more is a lie."""
 _FULL_32, _FULL_16 = 0xFFFFFFFF, 0xFFFF
+_END_BYTES = 22
+"""Of the end record, without its comment."""
 _ENTRY = struct.Struct("<4s4xHH4xLLLHHH8xL")
 """Of a directory entry: signature, flags, method, CRC-32, two sizes, lengths of name, extra and comment, offset."""
 
@@ -53,6 +55,20 @@ class Member:
 def is_zip(head: bytes) -> bool:
     """Whether a file begins as a zip archive does (an empty one too)."""
     return head[:4] in (b"PK\x03\x04", b"PK\x05\x06")
+
+
+def ends_as_zip(path: str) -> bool:
+    """Whether a file that begins as something else ends as a zip archive does. OSError if it cannot be read.
+
+    The last 22 bytes tell, and of programs, which may be signed behind it, the last 64 KiB: most files are neither,
+    and this is asked about every one that is no scan.
+    """
+    with open(path, "rb") as file:  # noqa: PTH123
+        program = file.read(4).startswith((b"MZ", b"#!", b"\x7fELF"))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _END_BYTES - (_FULL_16 if program else 0)))
+        tail = file.read()
+    return b"PK\x05\x06" in tail if program else tail[:4] == b"PK\x05\x06" and len(tail) == _END_BYTES
 
 
 def is_office(head: bytes) -> bool:
@@ -130,7 +146,7 @@ class _Archive:
         return data
 
     def _directory(self) -> dict[str, Member]:
-        entries, size, at = self._directory_place()
+        entries, size, at, shift = self._directory_place()
         if entries > MEMBERS_MAX:
             raise ArchiveError("ARCHIVE_DAMAGED")
         found: dict[str, Member] = {}
@@ -140,7 +156,7 @@ class _Archive:
             # The largest entry is below 256 KiB: three texts of 64 KiB.
             if (at - base + (1 << 18) > len(block) and base + len(block) < end) or not block:
                 block, base = self.read(at, min(1 << 20, end - at)), at
-            name, member, entry_bytes = _entry(block, at - base)
+            name, member, entry_bytes = _entry(block, at - base, shift)
             at += entry_bytes
             stored_bytes += member.stored_bytes
             if at > end or member.offset + 30 + member.stored_bytes > self.size_bytes:
@@ -152,28 +168,40 @@ class _Archive:
             raise ArchiveError("ARCHIVE_DAMAGED")
         return found
 
-    def _directory_place(self) -> tuple[int, int, int]:
-        """(entries, bytes, offset) of the central directory."""
-        tail_bytes = min(self.size_bytes, 22 + _FULL_16)
+    def _directory_place(self) -> tuple[int, int, int, int]:
+        """(entries, bytes, offset) of the central directory, and the bytes before the archive that no offset counts."""
+        tail_bytes = min(self.size_bytes, _END_BYTES + _FULL_16)
         tail = self.read(self.size_bytes - tail_bytes, tail_bytes)
         end = tail.rfind(b"PK\x05\x06")
         if end < 0:
             raise ArchiveError("ARCHIVE_DAMAGED")
         entries, size, at, comment_bytes = struct.unpack_from("<HLLH", tail, end + 10)
-        if end + 22 + comment_bytes > tail_bytes:
+        if end + _END_BYTES + comment_bytes > tail_bytes:
             raise ArchiveError("ARCHIVE_DAMAGED")
+        directory_end = self.size_bytes - tail_bytes + end
         if entries == _FULL_16 or _FULL_32 in (size, at):
-            locator = self.read(self.size_bytes - tail_bytes + end - 20, 20)
+            locator = self.read(directory_end - 20, 20)
             if locator[:4] == b"PK\x06\x07":
-                record = self.read(int.from_bytes(locator[8:16], "little"), 56)
+                record_at, before = int.from_bytes(locator[8:16], "little"), directory_end - 20 - 56
+                if self._magic(record_at) != b"PK\x06\x06" == self._magic(before):
+                    record_at = directory_end = before  # something stands before the archive
+                record = self.read(record_at, 56)
                 if record[:4] != b"PK\x06\x06":
                     raise ArchiveError("ARCHIVE_DAMAGED")
                 entries, size, at = struct.unpack_from("<QQQ", record, 32)
-        return entries, size, at
+        if not entries or self._magic(at) == b"PK\x01\x02":
+            return entries, size, at, 0
+        shift = directory_end - size - at
+        if shift < 0:
+            raise ArchiveError("ARCHIVE_DAMAGED")
+        return entries, size, at + shift, shift
+
+    def _magic(self, at: int) -> bytes:
+        return self.read(at, 4) if 0 <= at <= self.size_bytes - 4 else b""
 
 
-def _entry(block: bytes, at: int) -> tuple[str, Member, int]:
-    """(name, member, bytes of the entry) of the directory entry at `at`."""
+def _entry(block: bytes, at: int, shift: int) -> tuple[str, Member, int]:
+    """(name, member, bytes of the entry) of the directory entry at `at`; see `_directory_place` for `shift`."""
     magic, flags, method, checksum, stored, size, *lengths, offset = _ENTRY.unpack_from(block, at)
     name_bytes, extra_bytes, _ = lengths
     extra_at = at + _ENTRY.size + name_bytes
@@ -183,7 +211,7 @@ def _entry(block: bytes, at: int) -> tuple[str, Member, int]:
     name = block[at + _ENTRY.size : extra_at].decode("utf-8" if flags & 0x800 else "cp437")
     wide = _zip64(block[extra_at : extra_at + extra_bytes])
     size, stored, offset = (next(wide) if value == _FULL_32 else value for value in (size, stored, offset))
-    return name, Member(flags, method, checksum, stored, size, offset), entry_bytes
+    return name, Member(flags, method, checksum, stored, size, offset + shift), entry_bytes
 
 
 def _zip64(extra: bytes) -> Iterator[int]:

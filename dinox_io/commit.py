@@ -36,23 +36,31 @@ def commit(
     """Commit the set that the folder has, grown by some shards; returns its manifest (None: no volume) and all rows.
 
     Args:
-        options: of the pack, as the manifest records them; the fractions and seed of the split are among them.
+        options: of the pack, as the manifest records them; the fractions and seed of the split are among them. Where
+            no shard is new, those of the manifest before stay, and so do sides and leaks.
         about, files, remove: see build_manifest and OutputFolder.commit.
     """
-    sources = merge_sources(folder.read_rows(folder.sources), new.sources)
+    before = folder.previous or {"volumes": []}
+    packed = {volume["series"] for volume in before["volumes"]}
+    sources = merge_sources(folder.read_rows(folder.sources), new.sources, packed)
     rejected = merge_rejected(folder.read_rows(folder.rejected), new.rejected, sources, new.seen)
-    volumes = [(v["id"], v["patient"], v["digest"]) for v in (folder.previous or {"volumes": []})["volumes"]]
+    volumes = [(v["id"], v["patient"], v["digest"]) for v in before["volumes"]]
     volumes += [(v.id, v.patient, v.digest) for summary in summaries for v in summary.volumes]
     manifest = None
     if volumes:
-        sides, leaks = _sides(options, volumes)
+        if summaries:
+            digest = config_digest(options)
+            sides, leaks = _sides(options, volumes)
+        else:  # These options made none of its volumes.
+            options, digest, leaks = before["options"], before["config_digest"], before["leaks"]
+            sides = {volume["id"]: volume["split"] for volume in before["volumes"]}
         sizes = [size for row in sources for _, size in row["files"]]
         manifest = build_manifest(
             summaries,
             sides=sides,
             options=dict(options),
             rejected_by_code=rejected_by_code(rejected),
-            config_digest=config_digest(options),
+            config_digest=digest,
             leaks=leaks,
             packer=PACKER,
             sources={"files": len(sizes), "bytes": sum(sizes)},

@@ -27,7 +27,8 @@ from dinox_io import attributes, elements
 from dinox_io.archive import ArchiveError, open_binary
 from dinox_io.elements import HEAD_BYTES, Unusual
 from dinox_io.fileformat import BIG_ENDIAN, DEFLATED, DICOMDIR_CLASS, EXPLICIT, IMPLICIT, NotDicom, file_meta, inflate
-from dinox_io.image import Identity, ImageFile, Slice
+from dinox_io.frames import read_frames
+from dinox_io.image import CT_IMAGES, Identity, ImageFile, Slice
 from dinox_io.rules import Refused
 
 RLE = "1.2.840.10008.1.2.5"
@@ -52,8 +53,9 @@ _IMAGE = [
     "BurnedInAnnotation", "LossyImageCompression", "Manufacturer", "PatientPosition", "ConvolutionKernel", "KVP",
     "GantryDetectorTilt", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
     "RescaleIntercept", "RescaleType", "SliceThickness", "SpacingBetweenSlices", "AcquisitionNumber",
+    "TemporalPositionIdentifier", "StudyInstanceUID", "AcquisitionTime", "ContentTime",
 ]  # fmt: skip
-_IDENTITY_TAGS = {int(Tag(name)): (name, dictionary_VR(name)) for name in [*_IDENTITY, "Modality"]}
+_IDENTITY_TAGS = {int(Tag(name)): (name, dictionary_VR(name)) for name in [*_IDENTITY, "SOPClassUID", "Modality"]}
 _LAST_OF_IDENTITY = int(Tag("SeriesInstanceUID"))
 _IMAGE_TAGS = {int(Tag(name)): (name, dictionary_VR(name)) for name in _IMAGE}
 _GROUPS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
@@ -106,13 +108,14 @@ def identify(file: BinaryIO, head: bytes) -> Identity:
 
 def _identity(dataset: Any, likeness: str) -> Identity:
     patient_id, issuer, study, series = (attributes.text(dataset, name) for name in _IDENTITY)
+    modality = attributes.text(dataset, "Modality").upper()
     return Identity(
         patient_id=patient_id,
         issuer=issuer,
         study_uid=study,
         series_uid=series,
         likeness="" if series else likeness,
-        is_ct=attributes.text(dataset, "Modality").upper() == "CT",
+        is_ct=modality == "CT" or (not modality and attributes.text(dataset, "SOPClassUID") in CT_IMAGES),
     )
 
 
@@ -130,7 +133,7 @@ def read_slices(path: Path) -> list[Slice]:
             # pydicom converts values when they are asked for.
             with _quietly() if isinstance(dataset, pydicom.Dataset) else nullcontext():
                 image = _image_file(str(path), dataset, syntax, offset)
-                return _frames(image, dataset)
+                return read_frames(image, dataset)
         except (Refused, NotDicom):
             raise
         except Exception as error:
@@ -173,8 +176,10 @@ def _header(file: BinaryIO, tags: list[str]) -> tuple[pydicom.Dataset, str, int 
         syntax = IMPLICIT if implicit else EXPLICIT if little else BIG_ENDIAN
     order = ">" if syntax == BIG_ENDIAN else "<"
     stream.seek(position)
-    tag = np.frombuffer(stream.read(4).ljust(4, b"\0"), f"{order}u2")
-    if tuple(tag) == (0x7FE0, 0x0010):
+    group, element = np.frombuffer(stream.read(4).ljust(4, b"\0"), f"{order}u2").tolist()
+    # (Double) Float Pixel Data in a CT image is refused when it is decoded: it has pixels, and is not cut.
+    real = element in (0x0008, 0x0009) and attributes.text(dataset, "SOPClassUID") in CT_IMAGES
+    if group == 0x7FE0 and (element == 0x0010 or real):
         return dataset, syntax, position
     if syntax == DEFLATED and stream.seek(0, os.SEEK_END) >= INFLATED_HEADER_BYTES_MAX:
         raise NotDicom("DICOM_DAMAGED")  # what inflates without end is no header
@@ -234,65 +239,6 @@ def _padding(dataset: Any, bits: int, signed: bool) -> int | None:
     if value >= 2 ** (bits - 1) and signed:
         value -= 2**bits if value < 2**bits else 2**16
     return int(value)
-
-
-def _frames(image: ImageFile, dataset: Any) -> list[Slice]:
-    shared = _first(dataset, "SharedFunctionalGroupsSequence")
-    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
-    if per_frame and len(per_frame) != image.frames:
-        raise NotDicom("DICOM_DAMAGED")
-    # Without functional groups all frames have the file's own attributes: one position, refused later as such.
-    groups = per_frame or [{}] * image.frames
-    return [_slice(image, number, [*_macros(own), *_macros(shared), dataset]) for number, own in enumerate(groups)]
-
-
-_MACROS = (
-    "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
-    "CTImageFrameTypeSequence", "CTReconstructionSequence", "CTXRayDetailsSequence", "CTAcquisitionDetailsSequence",
-    "UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence",
-    "FrameContentSequence",
-)  # fmt: skip
-
-
-def _macros(group: Any) -> list[Any]:
-    """The items of the functional group macros (DICOM PS3.3 C.7.6.16) in which a slice's facts may lie."""
-    return [item for name in _MACROS if len(item := _first(group, name))]
-
-
-def _first(dataset: Any, keyword: str) -> Any:
-    items = dataset.get(keyword)
-    return items[0] if items else {}
-
-
-def _slice(image: ImageFile, frame: int, places: list[Any]) -> Slice:
-    def numbers(keyword: str, count: int) -> Any:
-        return next((found for place in places if (found := attributes.numbers(place, keyword, count))), None)
-
-    def number(keyword: str) -> float | None:
-        found = numbers(keyword, 1)
-        return found[0] if found else None
-
-    def text(*keywords: str) -> str:
-        return next((found for place in places for name in keywords if (found := attributes.text(place, name))), "")
-
-    return Slice(
-        file=image,
-        frame=frame,
-        stack=(text("StackID"), text("TemporalPositionIndex")),
-        acquisition=number("AcquisitionNumber"),
-        image_type=tuple(part.strip().upper() for part in text("FrameType", "ImageType").split("\\")),
-        position=numbers("ImagePositionPatient", 3),
-        orientation=numbers("ImageOrientationPatient", 6),
-        pixel_spacing=numbers("PixelSpacing", 2),
-        slope=number("RescaleSlope"),
-        intercept=number("RescaleIntercept"),
-        rescale_type=text("RescaleType").upper(),
-        thickness=number("SliceThickness"),
-        spacing_between=number("SpacingBetweenSlices"),
-        tilt=number("GantryDetectorTilt"),
-        kernel=text("ConvolutionKernel"),
-        kvp=number("KVP"),
-    )
 
 
 # ---------------------------------------------------------------------------------------------- pixels

@@ -118,7 +118,10 @@ def _scan_one(file: FoundFile) -> ScannedFile:
     try:
         with open_binary(file.path) as stream:
             return _recognised(file, stream, stream.read(HEAD_BYTES))
-    except (NotDicom, ArchiveError) as answer:
+    except NotDicom as answer:
+        members = _behind_others(file) if answer.code == "NOT_DICOM" else ()
+        return ScannedFile(file, None, None if members else answer.code, members)
+    except ArchiveError as answer:
         return ScannedFile(file, None, answer.code)
     except OSError:
         return ScannedFile(file, None, "FILE_UNREADABLE")
@@ -141,8 +144,22 @@ def _recognised(file: FoundFile, stream: BinaryIO, head: bytes) -> ScannedFile:
 def _archive(file: FoundFile, head: bytes) -> ScannedFile:
     if file.archive is not None:
         return ScannedFile(file, None, "NOT_DICOM" if archive.is_office(head) else "ARCHIVE_UNSUPPORTED")
-    members = tuple(FoundFile(path, size, file.top, file) for path, size in archive.members(file.path))
+    members = _members(file)
     return ScannedFile(file, None, None if members else "NOT_DICOM", members)
+
+
+def _members(file: FoundFile) -> tuple[FoundFile, ...]:
+    return tuple(FoundFile(path, size, file.top, file) for path, size in archive.members(file.path))
+
+
+def _behind_others(file: FoundFile) -> tuple[FoundFile, ...]:
+    """What lies in a zip archive that follows other bytes, as in one that extracts itself; () if there is none."""
+    if file.archive is not None:  # its end is there only when all of it has been inflated
+        return ()
+    try:
+        return _members(file) if archive.ends_as_zip(file.path) else ()
+    except OSError:  # programs hold the signatures of archives without being any
+        return ()
 
 
 class Grouper:
@@ -230,7 +247,9 @@ class Grouper:
 def _group_key(identity: Identity, path: str) -> tuple[str, ...]:
     if identity.series_uid:
         return identity.format, identity.series_uid
-    return "", os.path.dirname(path), identity.patient_id, identity.study_uid, identity.likeness  # noqa: PTH120
+    # Folders mean nothing, unless there is nothing else that keeps two patients apart.
+    folder = "" if identity.patient_id or identity.study_uid else os.path.dirname(path)  # noqa: PTH120
+    return "", folder, identity.patient_id, identity.study_uid, identity.likeness
 
 
 def _content_digest(files: Sequence[FoundFile]) -> str:

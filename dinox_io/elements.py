@@ -56,7 +56,7 @@ def read_header(file: BinaryIO, head: bytes, wanted: Mapping[int, tuple[str, str
     Args:
         file: open, seekable; left anywhere.
         head: its first bytes, `HEAD_BYTES` if it has so many.
-        wanted: tag -> (keyword, VR), VR one of CS, LO, SH, UI (text), DS, IS (text of a number), US, and "US or SS".
+        wanted: tag -> (keyword, VR), VR one of CS, LO, SH, TM, UI (text), DS, IS (text of a number), US, "US or SS".
 
     Raises:
         Unusual: see above.
@@ -172,6 +172,8 @@ class _Walk:
         parts = raw.decode("ascii").rstrip(" \0").split("\\")
         if kind in ("LO", "SH"):
             parts = [part.rstrip(" \0") for part in parts]
+        elif kind == "UI":
+            parts = [part.strip() for part in parts]
         if parts == [""]:
             return None
         try:

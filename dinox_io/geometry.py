@@ -14,6 +14,8 @@ SAME_POSITION_MM = 0.01
 """Positions closer than this are one position: scanners round to a micrometre, and no CT steps by a hundredth."""
 STEP_TOLERANCE = 0.01
 STEP_TOLERANCE_MM = 0.02
+GAP_RATIO = 1.5
+"""Steps that differ by this factor are different, however fine: 0.02 mm would hide a gap among steps of 0.03 mm."""
 TILT_LIMIT_DEGREES = 0.5
 AXIAL_LIMIT_DEGREES = 30.0
 ORIENTATION_TOLERANCE = 1e-3
@@ -116,16 +118,19 @@ def step_mm(heights_mm: Sequence[float]) -> float:
 
 
 def same_step(step: float, reference: float) -> bool:
-    """Whether a step is the reference step: within max(1 %, 0.02 mm)."""
-    return abs(step - reference) <= max(STEP_TOLERANCE * abs(reference), STEP_TOLERANCE_MM) + 1e-9
+    """Whether a step is the reference step: within max(1 %, 0.02 mm), and by less than half of the smaller one."""
+    close = abs(step - reference) <= max(STEP_TOLERANCE * abs(reference), STEP_TOLERANCE_MM) + 1e-9
+    return close and max(step, reference) < GAP_RATIO * min(step, reference) - 1e-9
 
 
 def is_regular(heights_mm: Sequence[float]) -> bool:
-    """Whether every step is the mean step; heights ascending. One slice is regular."""
+    """Whether every step is the mean step, and none a gap beside the usual one; heights ascending. One is regular."""
     if len(heights_mm) < 2:
         return True
     mean = (heights_mm[-1] - heights_mm[0]) / (len(heights_mm) - 1)
-    return all(same_step(b - a, mean) for a, b in pairwise(heights_mm))
+    steps = sorted(b - a for a, b in pairwise(heights_mm))
+    usual = steps[(len(steps) - 1) // 2]
+    return steps[-1] < GAP_RATIO * usual - 1e-9 and all(same_step(step, mean) for step in steps)
 
 
 def contiguous_runs(heights_mm: Sequence[float]) -> list[range]:

@@ -1,12 +1,15 @@
 """What is kept of a source file's header while it is packed: whose it is, its image, its slices.
 
 Invariant: plain values only. Texts that could identify a patient are held only in `Identity`, for pseudonyms and
-OUT/private.
+OUT/private, and in `Slice.origin`, which is compared and never written.
 """
 
 from dataclasses import dataclass
 
 from dinox_io.attributes import Numbers
+
+CT_IMAGES = frozenset({f"1.2.840.10008.5.1.4.1.1.2{part}" for part in ("", ".1", ".2")})
+"""SOP classes of CT images: single-frame, Enhanced, Legacy Converted Enhanced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +23,7 @@ class Identity:
     likeness: str = ""
     """Orientation, matrix and kernel: groups files that name no series; "" if they do."""
     is_ct: bool = True
-    """Whether its modality is CT: a series of which no file is need not be opened again."""
+    """Whether its modality is CT, or absent from a CT image: a series of which no file is need not be opened again."""
     format: str = "dicom"
     """A reader of formats.py."""
     patient_from: str = "PatientID"
@@ -67,8 +70,8 @@ class Slice:
     frame: int
     stack: tuple[str, str]
     """StackID and TemporalPositionIndex of a multi-frame file (PS3.3 C.7.6.16.2.2), "" elsewhere."""
-    acquisition: float | None
-    """AcquisitionNumber."""
+    origin: tuple[str, ...]
+    """Texts that acquisitions and studies differ in: acquisition number, temporal position, study, times."""
     image_type: tuple[str, ...]
     position: tuple[float, float, float] | None
     orientation: Numbers | None

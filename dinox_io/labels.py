@@ -36,6 +36,10 @@ class LabelError(ValueError):
     """Labels that cannot be read, or that do not fit the set; the message names the file and the line, or the mark."""
 
 
+class LabelUsageError(LabelError):
+    """A path, a name or a key was given that cannot be meant; nothing was read that could be damaged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MarkMask:
     """The voxels of a mark: a bool array (slices, rows, columns) over its box, as run lengths."""
@@ -173,8 +177,9 @@ def mark_of_mask(
 
 
 def label_path(folder: Path, name: str) -> Path:
-    """OUT/labels/NAME.jsonl. LabelError for a name that is none."""
-    _expect(WORD.fullmatch(name), f"{name!r} cannot name labels: letters, digits, . _ -, at most 90")
+    """OUT/labels/NAME.jsonl. LabelUsageError for a name that is none."""
+    if not WORD.fullmatch(name):
+        raise LabelUsageError(f"{name!r} cannot name labels: letters, digits, . _ -, at most 90")
     return folder / LABELS_FOLDER / f"{name}.jsonl"
 
 
@@ -188,6 +193,15 @@ def write_labels(path: Path, marks: Iterable[Mark]) -> None:
     _expect(all(len(line) <= MAX_LINE_BYTES for line in lines), f"a mark takes more than {MAX_LINE_BYTES} bytes")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, b"".join(lines))
+
+
+def count_labels(path: Path) -> int | None:
+    """How many marks a file of labels has; None if there is no such file. OSError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    except FileNotFoundError:
+        return None
 
 
 def _order(mark: Mark) -> tuple[Any, ...]:

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import math
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from dinox_io.dicom import EDGE_MAX, FRAMES_MAX, SURPLUS_BYTES_MAX
 from dinox_io.geometry import Plane
 from dinox_io.hounsfield import HU_MAX, HU_MIN, to_hounsfield
 from dinox_io.image import Identity
+from dinox_io.nifti_patient import patient_by_path, series_name
 from dinox_io.rules import Refused, verdict
 from dinox_io.series import VOLUME_BYTES_MAX, SeriesRules
 from dinox_io.volume import Rejection, Volume
@@ -35,7 +35,6 @@ LOWEST_HU_MAX = -50
 _OFFSET_BYTES_MAX = 16 << 20
 """Header extensions before the voxels."""
 _CHUNK_BYTES = 1 << 20
-_SUBJECT = re.compile(r"sub-([A-Za-z0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _inflated_head(head: bytes) -> bytes:
 
 
 def identify(file: BinaryIO, head: bytes, path: str, top: str) -> Identity:
-    """A NIfTI file as a series of its own, named by its (inflated) bytes; its patient by its path below `top`.
+    """A NIfTI file as a series of its own, named by its (inflated) bytes and its patient; the patient by its path.
 
     OSError if it cannot be read.
     """
@@ -118,12 +117,12 @@ def identify(file: BinaryIO, head: bytes, path: str, top: str) -> Identity:
             limit = layout.offset + layout.data_bytes + SURPLUS_BYTES_MAX
     except Refused:
         pass  # refused when it is read; until then it needs some name
-    patient, patient_from = _patient(path, top)
+    patient, patient_from = patient_by_path(path, top)
     return Identity(
         patient_id=patient,
         issuer="",
         study_uid="",
-        series_uid=f"content {_content_digest(file, head, limit)}",
+        series_uid=series_name(_content_digest(file, head, limit), patient),
         format="nifti",
         patient_from=patient_from,
     )
@@ -143,19 +142,6 @@ def _content_digest(file: BinaryIO, head: bytes, limit: int) -> str:
 
 def _inflating(file: BinaryIO, head: bytes) -> BinaryIO:
     return gzip.GzipFile(fileobj=file, mode="rb") if head[:2] == b"\x1f\x8b" else file  # pyright: ignore[reportReturnType]
-
-
-def _patient(path: str, top: str) -> tuple[str, str]:
-    """(name, what it was made of): see docs/decisions.md."""
-    *folders, name = path[len(top.rstrip("/")) :].lstrip("/").split("/") if path != top else [Path(path).name]
-    for folder in folders:
-        if match := _SUBJECT.fullmatch(folder):
-            return match[1], "BIDS subject"
-    if match := _SUBJECT.match(name):
-        return match[1], "BIDS subject"
-    if folders:
-        return folders[0], "folder"
-    return re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE) or name, "file name"
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -283,12 +269,23 @@ class _Header:
 
     def scale(self, slices: int) -> tuple[float, float]:
         """(slope, intercept); a slope of 0 or NaN means that there is none (nifti1.h)."""
-        slope, intercept = float(self._fields["scl_slope"]), float(self._fields["scl_inter"])
+        slope, intercept = _decimal(self._fields["scl_slope"]), _decimal(self._fields["scl_inter"])
         if slope == 0 or math.isnan(slope):
             return 1.0, 0.0
         if not abs(slope) <= 1e4 or not abs(intercept) <= 1e6:
             raise Refused("NO_RESCALE", count=slices)
         return slope, intercept
+
+
+def _decimal(value: Any) -> float:
+    """The shortest decimal that a number of 32 bits stands for: 0.1, where the header can hold 0.10000000149 only.
+
+    DICOM's rescale is a decimal text; with the header's own number, values that end in .5 would round another way.
+    """
+    wide = float(value)
+    with np.errstate(over="ignore"):
+        narrow = np.float32(wide)
+    return float(str(narrow)) if float(narrow) == wide else wide
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ SOURCES_NAME = "sources.jsonl"
 PART_FOLDER = re.compile(r"part-(\d{1,9})-of-(\d{1,9})")
 _SHARD = re.compile(r"shard-(\d{6,})\.tar")
 _FILE = re.compile(r"(private/)?[a-z]+\.jsonl?")
+_BESIDE_A_SET = frozenset({"labels", "private", "lost+found"})
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -67,6 +68,7 @@ class OutputFolder:
 
         Raises PackError; any ShardError within becomes one too: the set is damaged.
         """
+        check_folder(self.path)
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self.private.mkdir(mode=0o700, exist_ok=True)
@@ -277,6 +279,32 @@ class OutputFolder:
                 path.chmod(mode)
 
 
+def check_folder(path: Path) -> None:
+    """PackError unless a set may be packed into `path`: it is new or empty, or a packer has been at work in it.
+
+    Labels, a private folder and hidden files do not count: they may be there before a set is.
+    """
+    with explained(path):
+        above = _that_exists(path)
+        if not above.is_dir():
+            inside = "" if above == path else f", so there can be no {path}"
+            raise PackError(f"{above} is a file{inside}: --output needs a folder")
+        if above != path or (path / MANIFEST_NAME).exists() or (path / "private" / "lock").exists():
+            return
+        names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+    if any(PART_FOLDER.fullmatch(name) or _SHARD.fullmatch(name) for name in names):
+        return  # of an array job; or of a set without its manifest, which is said once its journal has been read
+    strangers = len(set(names) - _BESIDE_A_SET)
+    if strangers:
+        noun = "1 file or folder that is" if strangers == 1 else f"{strangers} files or folders that are"
+        raise PackError(f"{path} holds {noun} not of a set: give --output a new or empty folder, or a set")
+
+
+def _that_exists(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    return next((one for one in (path, *path.absolute().parents) if one.exists()), path)
+
+
 def _staged(path: Path) -> Path:
     return path.with_name(f".{path.name}.next")
 
@@ -296,10 +324,13 @@ def explained(folder: Path, wanted_bytes: int = 0) -> Iterator[None]:
 
 
 def _explanation(folder: Path, error: OSError, wanted_bytes: int) -> str:
-    again = "; the set as it was before is whole. Then run the same command again"
+    before = "; the set as it was before is whole" if (folder / MANIFEST_NAME).is_file() else ""
+    again = f"{before}. Then run the same command again"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         free = shutil.disk_usage(folder).free if folder.exists() else 0
         need = f"{wanted_bytes:,} bytes were to be written, " if wanted_bytes else ""
         return f"no space left for {folder} ({os.strerror(error.errno)}): {need}{free:,} are free. Make room{again}"
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
-    return f"cannot write to {folder}: {reason}. Check its permissions and the disk{again}"
+    above = _that_exists(folder)
+    what = f"write to {folder}" if above == folder else f"make {folder} in {above}"
+    return f"cannot {what}: {reason}. Check its permissions and the disk{again}"

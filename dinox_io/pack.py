@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dinox_io import privacy
+from dinox_io import codec, privacy
 from dinox_io.commit import NewRows, commit, config_digest
 from dinox_io.discover import FoundFile, FoundSeries, Grouper, ScannedFile, scan, walk
 from dinox_io.errors import ShardError
 from dinox_io.filler import ShardFiller
+from dinox_io.known import KnownVolume, known_volumes
 from dinox_io.manifest import MANIFEST_NAME, read_manifest
+from dinox_io.nifti_patient import PatientPattern, files_by_folder
 from dinox_io.output import OutputFolder, PackError
 from dinox_io.part import PartRecord, rows_digest
 from dinox_io.progress import ProgressReport
-from dinox_io.report import PackReport, source_rows
+from dinox_io.report import PackReport, foreign_rows, source_rows
 from dinox_io.rules import verdict
-from dinox_io.settings import PackSettings, check_same_set
+from dinox_io.settings import PackSettings, check_same_set, other_options
 from dinox_io.shard import ShardSummary
 from dinox_io.task import mark_of, pack_series, result_of, series_task
 from dinox_io.volume import Rejection
@@ -46,14 +48,13 @@ def pack(settings: PackSettings, progress: ProgressReport, *, find: Find | None 
             is as it was before.
     """
     settings.check()
-    whole = _set_of_the_whole(settings)
+    whole, known = _set_of_the_whole(settings)
     with OutputFolder(settings.folder).held(keep_interrupted=True) as folder, WorkerPool(settings.workers) as pool:
         key = settings.key(folder)
         options = settings.options(privacy.key_id(key))
-        known: dict[str, dict[str, str]] = {}
         for previous in (whole, folder.previous):
             check_same_set(settings.output, previous, options)
-            known |= known_volumes(previous)
+        known |= known_volumes(folder.path, folder.previous)
         found, foreign = (find or find_series)(settings, key, pool, progress)
         kept = _Input.of(settings, folder, found, foreign)
         summaries, rows = _pack_all(settings, options, folder, kept.series, known, pool, progress)
@@ -63,7 +64,7 @@ def pack(settings: PackSettings, progress: ProgressReport, *, find: Find | None 
             seen={series.series for series in kept.series},
         )
         manifest, rejected = commit(folder, options, summaries, new, about=settings.about)
-        present = known.keys() | known_volumes(manifest).keys()
+        present = known.keys() | {volume["series"] for volume in (manifest or {"volumes": []})["volumes"]}
         report = PackReport(
             manifest=manifest,
             new_volumes=sum(len(summary.volumes) for summary in summaries),
@@ -71,26 +72,32 @@ def pack(settings: PackSettings, progress: ProgressReport, *, find: Find | None 
             in_set=sum(series.series in present for series in kept.series),
             codes=sorted({row.code for row in [*rows, *kept.rows]} | {code for code, _ in kept.foreign}),
             rejected=rejected,
+            this_run=[*new.rejected, *foreign_rows(kept.foreign)],
+            other_options=other_options(folder.previous, options),
             part_of=str(settings.output) if settings.part else None,
+            by_folder=files_by_folder(
+                (series.format, series.patient_from, series.patient, len(series.files)) for series in found
+            ),
         )
         if settings.part:
             _record(settings, options, report, folder).write(folder)
         return report
 
 
-def _set_of_the_whole(settings: PackSettings) -> dict[str, Any] | None:
-    """The manifest of the set in OUT that a part will be united with, or None."""
+def _set_of_the_whole(settings: PackSettings) -> tuple[dict[str, Any] | None, dict[str, dict[str, KnownVolume]]]:
+    """The manifest of the set in OUT that a part will be united with, or None; and its volumes by series."""
     if settings.part is None:
-        return None
+        return None, {}
     note = OutputFolder(settings.output).pending_commit()
     if note is not None and settings.part.folder in note["remove"]:
         raise PackError(
             f"a --merge of {settings.output} was interrupted, and has this part already: run --merge again first"
         )
     if not (settings.output / MANIFEST_NAME).exists():
-        return None
+        return None, {}
     try:
-        return read_manifest(settings.output)
+        manifest = read_manifest(settings.output)
+        return manifest, known_volumes(settings.output, manifest)
     except ShardError as error:
         raise PackError(f"the set in {settings.output} is damaged: {error}. Restore it first") from error
 
@@ -137,19 +144,12 @@ class _Input:
         )
 
 
-def known_volumes(manifest: Mapping[str, Any] | None) -> dict[str, dict[str, str]]:
-    """Of a manifest: series pseudonym -> {volume id: digest}."""
-    known: dict[str, dict[str, str]] = {}
-    for volume in manifest["volumes"] if manifest else []:
-        known.setdefault(volume["series"], {})[volume["id"]] = volume["digest"]
-    return known
-
-
 # ---------------------------------------------------------------------------------------------- finding
 
 
 def find_series(settings: PackSettings, key: bytes, pool: WorkerPool, progress: ProgressReport) -> Found:
-    """The series of all files under the inputs, by their headers."""
+    """The series of all files under the inputs, by their headers. PackError if --nifti-patient misses a file."""
+    pattern = PatientPattern(settings.nifti_patient) if settings.nifti_patient is not None else None
     files = list(walk(settings.inputs, without=settings.output))
     progress.stage("reading headers", sum(max(file.size, 0) for file in files))
     grouper = Grouper(key)
@@ -157,14 +157,27 @@ def find_series(settings: PackSettings, key: bytes, pool: WorkerPool, progress: 
     for scanned in _scanned(pool, files):
         inside += scanned.members
         if not scanned.members:
-            grouper.add(scanned)
+            grouper.add(_named(scanned, pattern))
         progress.advance(max(scanned.file.size, 0))
     if inside:
         progress.stage("reading headers in archives", sum(file.size for file in inside))
     for scanned in _scanned(pool, inside):
-        grouper.add(scanned)
+        grouper.add(_named(scanned, pattern))
         progress.advance(scanned.file.size)
+    if pattern and pattern.unmatched:
+        raise PackError(
+            f"--nifti-patient names no patient for {pattern.unmatched} of {pattern.files} NIfTI files: its first group "
+            "must be found in the path of every file below INPUT"
+        )
     return grouper.result(), grouper.foreign
+
+
+def _named(scanned: ScannedFile, pattern: PatientPattern | None) -> ScannedFile:
+    """A NIfTI file with the patient that the user's pattern gives it."""
+    identity, file = scanned.identity, scanned.file
+    if pattern is None or identity is None or identity.format != "nifti":
+        return scanned
+    return replace(scanned, identity=pattern.named(identity, file.path, file.top))
 
 
 def _scanned(pool: WorkerPool, files: Sequence[FoundFile]) -> Iterator[ScannedFile]:
@@ -188,12 +201,13 @@ def _scanned(pool: WorkerPool, files: Sequence[FoundFile]) -> Iterator[ScannedFi
 
 def _pack_all(
     settings: PackSettings, options: dict[str, Any], folder: OutputFolder, found: Sequence[FoundSeries],
-    known: Mapping[str, Mapping[str, str]], pool: WorkerPool, progress: ProgressReport,
+    known: Mapping[str, Mapping[str, KnownVolume]], pool: WorkerPool, progress: ProgressReport,
 ) -> tuple[list[ShardSummary], list[Rejection]]:  # fmt: skip
     tasks = [
         series_task(series, rules=settings.rules, encoding=settings.encoding, known=known.get(series.series, {}))
         for series in found
     ]
+    progress.note(codec.describe())
     progress.stage("packing", sum(task.size for task in tasks))
     with contextlib.closing(ShardFiller(folder, settings.shard_bytes, config_digest(options))) as filler:
         position, rows = filler.resume(lambda: [mark_of(task) for task in tasks])

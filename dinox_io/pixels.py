@@ -182,6 +182,8 @@ def _element(image: ImageFile, head: bytes) -> tuple[int, int]:
     offset = image.pixel_offset or 0
     if len(head) < 12:
         raise Refused("PIXELS_TRUNCATED", found=0, expected=image.frame_bytes * image.frames)
+    if int.from_bytes(head[2:4], order) != 0x0010:
+        raise Refused("FLOAT_PIXELS")
     # Some writers leave implicit elements in a file that says explicit: then these two bytes are no letters.
     if image.syntax == fileformat.IMPLICIT or not head[4:6].isalpha():
         return offset + 8, int.from_bytes(head[4:8], order)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dinox_io.labels import LabelError, Mark
+from dinox_io.labels import LabelError, LabelUsageError, Mark, count_labels, write_labels
 from dinox_io.output import OutputFolder
-from dinox_io.privacy import pseudonym
+from dinox_io.privacy import key_of_set, pseudonym
 from dinox_io.shardset import ShardSet, VolumeRecord
+from dinox_io.verify import is_set_folder
 
 TOLERANCE_MM = 0.1
 """How far a mark's z may lie from its slice: positions are rounded in many ways, and no CT steps by a tenth of a mm."""
@@ -119,6 +120,42 @@ def unchanging(folder: Path) -> contextlib.AbstractContextManager[None]:
     """
     output = OutputFolder(folder)
     return output.locked() if output.private.is_dir() else contextlib.nullcontext()
+
+
+def check_given(labels: Path, folder: Path) -> None:
+    """LabelUsageError unless `labels` is a file, and `folder` holds a set of shards."""
+    if labels.is_dir() and folder.is_file():
+        raise LabelUsageError(f"{labels} is a folder and {folder} a file: give them the other way round")
+    if labels.is_dir():
+        raise LabelUsageError(f"{labels} is a folder: name the file in it")
+    if not labels.is_file():
+        raise LabelUsageError(f"there is no file {labels}")
+    if not folder.is_dir():
+        raise LabelUsageError(f"{folder} is a file, no folder" if folder.is_file() else f"there is no folder {folder}")
+    if not is_set_folder(folder):
+        raise LabelUsageError(f"{folder} is not a set of shards: give the folder that pack_shards made")
+
+
+def given_key(shards: ShardSet, folder: Path, key_file: Path | None) -> bytes:
+    """The key of the set in `folder`. LabelUsageError if it is not there, or another set's."""
+    try:
+        return key_of_set(folder / "private", shards.manifest["options"].get("key_id", ""), key_file)
+    except ValueError as error:
+        raise LabelUsageError(str(error)) from None
+
+
+def put_labels(path: Path, marks: Sequence[Mark]) -> str:
+    """Write labels, at least one mark, and say so: `22 marks written to PATH`, or how many it had before.
+
+    LabelError for no marks: an empty file must not take the place of labels. OSError of the disk.
+    """
+    if not marks:
+        raise LabelError("there are no marks to write: nothing was written")
+    before = count_labels(path)
+    write_labels(path, marks)
+    if before is None:
+        return f"{len(marks)} marks written to {path}"
+    return f"replaced {before} marks by {len(marks)} in {path}"
 
 
 def of_set(marks: Iterable[Mark], shards: ShardSet, key: bytes) -> tuple[list[Mark], int]:

@@ -71,6 +71,8 @@ def read_index(path: Path, root: Path | None = None) -> IndexTable:
     Raises:
         PackError: it cannot be read, lacks columns, or a row makes no sense.
     """
+    if root is not None and not root.is_dir():
+        raise PackError(f"--root {root} " + ("is no folder" if root.exists() else "does not exist"))
     places = _Places([root] if root else [path.parent, path.parent.parent], as_they_stand=root is None)
     series: dict[str, IndexedSeries] = {}
     seen: dict[str, tuple[str, int]] = {}

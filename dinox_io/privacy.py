@@ -29,9 +29,11 @@ _VENDORS = {
     "NEUROLOGICA": ("neurologica", "samsung neurologica"),
 }
 _KERNELS = re.compile(
-    r"STANDARD|STND|SOFT|LUNG|BONE(?:PLUS)?|DETAIL|EDGE|CHEST|ULTRA|SMOOTH|SHARP|"  # GE
-    r"(?:[ABHIUTCDSQ][a-z]?\d{2}[a-z]?)(?:\\[1-5])?|"  # Siemens: B30f, Br38f\3, I70f
-    r"[A-FL]|UA|UB|UC|Y[A-E]|E[A-C]|"  # Philips: D, YA, EB
+    r"(?:HD )?(?:STANDARD|STND|SOFT|LUNG|BONE(?:PLUS)?|DETAIL|EDGE)|CHEST|CHST|BODY|ULTRA|SMOOTH|SHARP|"  # GE
+    r"(?:[ABHIUTCDSQ][a-z]?\d{2}[a-z]?)(?:\\[1-5])?|SA\d{2}f|"  # Siemens: B30f, Br38f\3, I70f, SA36f
+    r"[A-FL]|UA|UB|UC|S[A-C]|Y[A-E]|E[A-C]|"  # Philips: D, SB, YA, EB
+    r"Smooth \(A\)|Smooth \(B\)|Standard \(B\)|Sharp \(C\)|Detail \(D\)|"  # Philips, Picker: names with their letter
+    r"[BH]_V?(?:SOFT|SMOOTH|STANDARD|SHARP)_[A-D]|"  # United Imaging: B_SHARP_B
     r"F[CL]\d{2}(?:-[HP])?"  # Canon, Toshiba: FC08
 )
 _PATIENT_POSITIONS = frozenset({"HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL"})

@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class _Plan:
     manifests: list[str]
     """Digests of the manifests that hold it, the one that stands in the folder included."""
     emptied: bool
+    kept_out: list[str] = field(default_factory=list)
+    """Series that the manifest has under another patient: a later pack knows them by themselves."""
 
 
 def remove_patient(folder: OutputFolder, pseudonym: str) -> Removal:
@@ -165,25 +167,24 @@ def _planned(folder: OutputFolder, pseudonym: str) -> _Plan:
 
     manifests = [folder.previous] if folder.previous else []
     manifests += [read_manifest(path) for path in sorted((folder.path / EARLIER_FOLDER).glob("*.json"))]
-    held = [manifest for manifest in manifests if any(map(is_meant, manifest["volumes"]))]
-    volumes = {
-        volume["id"]: volume["series"] for manifest in held for volume in manifest["volumes"] if is_meant(volume)
-    }
-    sources = {row["series"] for row in folder.read_rows(folder.sources) if "series" in row and is_meant(row)}
-    rows = {row["series"] for row in folder.read_rows(folder.rejected) if is_meant(row)}
-    now = folder.previous["volumes"] if folder.previous else []
+    rows = [volume for manifest in manifests for volume in manifest["volumes"]]
+    rows += [row for file in (folder.sources, folder.rejected) for row in folder.read_rows(file) if row.get("series")]
+    series = {row["series"] for row in rows if is_meant(row)}  # whole ones: rows need not agree on whose one is
+    held = [manifest for manifest in manifests if any(volume["series"] in series for volume in manifest["volumes"])]
+    volumes = {v["id"]: v for manifest in held for v in manifest["volumes"] if v["series"] in series}
     return _Plan(
         pseudonym=pseudonym,
-        series=sorted({*volumes.values(), *sources, *rows}),
+        series=sorted(series),
         volumes=sorted(volumes),
         old_shards=sorted({name for manifest in held for name in _shards_with(manifest, volumes)}),
         first_shard=1 + max(map(_number, _listed(folder.previous)), default=-1),
         manifests=sorted(manifest["self"] for manifest in held),
-        emptied=bool(now) and all(volume["id"] in volumes for volume in now),
+        emptied=folder.previous is not None and all(v["id"] in volumes for v in folder.previous["volumes"]),
+        kept_out=sorted({v["series"] for v in volumes.values() if not is_meant(v)}),
     )
 
 
-def _shards_with(manifest: Mapping[str, Any], volumes: Mapping[str, str]) -> Iterator[str]:
+def _shards_with(manifest: Mapping[str, Any], volumes: Collection[str]) -> Iterator[str]:
     for shard in manifest["shards"]:
         if any(member["id"] in volumes for member in shard["volumes"]):
             yield shard["name"]
@@ -194,8 +195,7 @@ def _listed(manifest: Mapping[str, Any] | None) -> set[str]:
 
 
 def _number(name: str) -> int:
-    match = _SHARD.fullmatch(name)
-    return int(match.group(1)) if match else -1
+    return int(match.group(1)) if (match := _SHARD.fullmatch(name)) else -1
 
 
 # --- carrying it out ---------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def _purge(
     folder: OutputFolder, plan: _Plan, rejected: Sequence[dict[str, Any]], sources: Sequence[dict[str, Any]]
 ) -> None:
     """Delete what the committed set (or no set) has no more, and every line that names what was removed."""
-    marks = sorted(withdrawn(folder).marks | {mark_of_withdrawn(plan.pseudonym)})
+    marks = sorted(withdrawn(folder).marks | {mark_of_withdrawn(name) for name in (plan.pseudonym, *plan.kept_out)})
     _replace(folder.private / WITHDRAWN_NAME, row_bytes([{"sha256": mark} for mark in marks], ascii_only=True), 0o600)
     listed = _listed(folder.previous)
     _delete_shards(folder, (name for name in plan.old_shards if name not in listed))
@@ -387,10 +387,12 @@ def _removal(folder: OutputFolder, plan: _Plan, written: tuple[str, ...]) -> Rem
 
 
 def _named_in(folder: OutputFolder, plan: _Plan) -> Iterator[str]:
-    """Files, other than shards, whose name or bytes hold a pseudonym of the plan."""
+    """Files that packing did not write whose name or bytes hold a pseudonym of the plan."""
+    own = {folder.path / MANIFEST_NAME, folder.rejected, folder.sources, folder.private / JOURNAL_NAME}
+    own.update((folder.path / EARLIER_FOLDER).glob("*.json"))
     names = [name.encode() for name in {plan.pseudonym, *plan.series}]
     for path in sorted(folder.path.rglob("*")):
-        if not path.is_file() or path == folder.private / JOURNAL_NAME or _SHARD.fullmatch(path.name):
+        if not path.is_file() or path in own or _SHARD.fullmatch(path.name):
             continue
         told = str(path.relative_to(folder.path))
         small = path.stat().st_size <= _SEARCH_BYTES

@@ -37,7 +37,8 @@ RULES: dict[str, Rule] = {
     "FILE_UNREADABLE": Rule(
         "rejected",
         "could not be opened or read",
-        "check permissions and the disk; private/sources.jsonl names the files",
+        "it may be missing, or a link whose target is gone; else check permissions and the disk; "
+        "private/sources.jsonl names the files",
     ),
     "DICOM_DAMAGED": Rule(
         "rejected",
@@ -66,7 +67,12 @@ RULES: dict[str, Rule] = {
     "NOT_CT": Rule("skipped", "modality is not CT", "nothing to do: only CT has Hounsfield units"),
     "LOCALIZER": Rule("skipped", "a localizer (scout), not a volume", "nothing to do"),
     "SECONDARY_CAPTURE": Rule("skipped", "a secondary capture or colour picture, not HU", "nothing to do"),
-    "PARAMETRIC_MAP": Rule("skipped", "a perfusion or other parametric map, not HU", "nothing to do"),
+    "PARAMETRIC_MAP": Rule("skipped", "a perfusion, material or other parametric map, not HU", "nothing to do"),
+    "PROJECTION": Rule(
+        "skipped",
+        "a projection, fusion, subtraction or rendering of other images (MIP, 3D …), not measured slices",
+        "pack the axial series that it was made from",
+    ),
     "NOT_HU": Rule(
         "skipped",
         "values are no Hounsfield units: the rescale type says so, or in a NIfTI file none is as low as fat and air",
@@ -80,6 +86,7 @@ RULES: dict[str, Rule] = {
     "WITHDRAWN": Rule("skipped", "of patients or series that were removed from this set", "nothing to do"),
     "NO_PIXELS": Rule("skipped", "no pixel data: not an image", "nothing to do"),
     # Series that were wanted and cannot be trusted
+    "NO_MODALITY": Rule("rejected", "CT images by their SOP class, but without a Modality", _FIX_EXPORT),
     "MIXED_PATIENTS": Rule(
         "rejected", "{count} patient identities under one SeriesInstanceUID", "separate the patients; " + _FIX_EXPORT
     ),
@@ -120,7 +127,7 @@ RULES: dict[str, Rule] = {
     "INTERLEAVED": Rule(
         "rejected",
         "slices of {count} acquisitions or reconstructions lie between each other",
-        "separate them (for example by AcquisitionNumber or ConvolutionKernel) into series of their own",
+        "separate them (for example by AcquisitionNumber, time, kernel or kV) into series of their own",
     ),
     "GANTRY_TILT": Rule(
         "rejected",
@@ -168,6 +175,11 @@ RULES: dict[str, Rule] = {
     ),
     "PIXEL_FORMAT_UNSUPPORTED": Rule(
         "rejected", "{allocated} bits allocated, {stored} stored, high bit {high}: not a CT pixel format", _FIX_EXPORT
+    ),
+    "FLOAT_PIXELS": Rule(
+        "rejected",
+        "pixels are real numbers (FloatPixelData or DoubleFloatPixelData), which a CT image cannot have",
+        "convert them to PixelData of 16 bits with RescaleSlope and RescaleIntercept",
     ),
     "DECODER_MISSING": Rule(
         "rejected",
@@ -219,8 +231,8 @@ RULES: dict[str, Rule] = {
     ),
     "SERIES_CHANGED": Rule(
         "rejected",
-        "already in the set with other pixels or cut otherwise; the set keeps what it had",
-        "pack the new files to another folder, with the same key",
+        "already in the set, and no longer what it was: {change}; the set keeps what it had",
+        "give the options that it was packed with; or pack the new files to another folder, with the same key",
     ),
     "FILES_DAMAGED": Rule(
         "rejected", "files of the series with a damaged header: {count}", "copy them again; " + _LOOK

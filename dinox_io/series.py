@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from dinox_io import dicom, geometry, privacy, stacking
+from dinox_io import dicom, geometry, image_kind, privacy, stacking
 from dinox_io.archive import ArchiveError
 from dinox_io.fileformat import NotDicom
 from dinox_io.geometry import Plane
 from dinox_io.hounsfield import to_hounsfield
-from dinox_io.image import Slice
+from dinox_io.image import CT_IMAGES, Slice
 from dinox_io.pixels import PixelReader
 from dinox_io.rules import RULES, Refused, verdict
 from dinox_io.volume import Rejection, Volume
@@ -25,15 +25,6 @@ from dinox_io.volume import Rejection, Volume
 VOLUME_BYTES_MAX = 4 << 30
 """Largest volume that is read (int16): 8192 slices of 512 x 512."""
 _POSITION_MAX_MM = 1e5
-_NOT_HU = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
-_LOCALIZER = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "SCANOGRAM"})
-_MAPS = frozenset(
-    {"PERFUSION", "RCBF", "RCBV", "CBF", "CBV", "CBP", "MTT", "TTP", "TTD", "TMAX", "PBV", "PERMEABILITY", "PARAMETRIC"}
-    | {"EFFECTIVE_ATOMIC_NUMBER", "ELECTRON_DENSITY", "MATERIAL_DENSITY", "MATERIAL_FRACTIONAL"}
-)
-_CT_IMAGES = frozenset({f"1.2.840.10008.5.1.4.1.1.2{part}" for part in ("", ".1", ".2")})
-_CAPTURES = ("1.2.840.10008.5.1.4.1.1.7.", "1.2.840.10008.5.1.4.1.1.88.", "1.2.840.10008.5.1.4.1.1.104.")
-"""Secondary captures, reports, encapsulated documents; each class with its subclasses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +75,11 @@ class _Reader:
         ordered = _ordered(slices, directions)
         self._check_tilt(ordered, directions)
         hu, ordered = self._decode(ordered, directions)
-        stacking.check_interleaved([piece.acquisition for piece in ordered], [piece.kernel for piece in ordered])
+        stacking.check_interleaved([piece.origin[0] for piece in ordered], [piece.kernel for piece in ordered])
         heights = [geometry.height_mm(_position(piece), directions) for piece in ordered]
         runs = self._runs(heights)
+        for run in runs:
+            _check_alternating(ordered[run.start : run.stop])
         volumes = [
             self._volume(index, run, len(runs), hu, ordered, heights, directions) for index, run in enumerate(runs)
         ]
@@ -104,14 +97,14 @@ class _Reader:
                 damaged += 1
                 continue
             # A CT image without pixels was cut in its header.
-            damaged += found[0].file.pixel_offset is None and found[0].file.sop_class in _CT_IMAGES
+            damaged += found[0].file.pixel_offset is None and found[0].file.sop_class in CT_IMAGES
             slices += found
         if damaged:
             raise Refused("FILES_DAMAGED", count=damaged)
         return slices
 
     def _only_ct(self, slices: list[Slice]) -> list[Slice]:
-        kinds = [_kind(piece) for piece in slices]
+        kinds = [image_kind.other_kind(piece) for piece in slices]
         wanted = [piece for piece, kind in zip(slices, kinds, strict=True) if kind is None]
         others = Counter(kind for kind in kinds if kind is not None)
         if not wanted:
@@ -235,22 +228,14 @@ class _Reader:
         )
 
 
-def _kind(piece: Slice) -> str | None:
-    """The code by which an image is no CT slice, or None."""
-    image = piece.file
-    types = set(piece.image_type)
-    if image.modality != "CT":
-        return "NOT_CT"
-    if types & _LOCALIZER:
-        return "LOCALIZER"
-    colour = image.samples != 1 or image.photometric.startswith("PALETTE") or "SCREEN SAVE" in types
-    if (image.sop_class + ".").startswith(_CAPTURES) or colour:
-        return "SECONDARY_CAPTURE"
-    if types & _MAPS:
-        return "PARAMETRIC_MAP"
-    if piece.rescale_type in _NOT_HU:
-        return "NOT_HU"
-    return "NO_PIXELS" if image.pixel_offset is None else None
+def _check_alternating(pieces: Sequence[Slice]) -> None:
+    stacking.check_alternating(
+        *zip(*(piece.origin for piece in pieces), strict=True),
+        [piece.kernel for piece in pieces],
+        [piece.kvp for piece in pieces],
+        [image_kind.reconstruction(piece.image_type) for piece in pieces],
+        stacking.levels([piece.thickness for piece in pieces]),
+    )
 
 
 def _check_complete(slices: list[Slice]) -> None:
@@ -368,6 +353,7 @@ def series_facts(pieces: Sequence[Slice], directions: Plane) -> dict[str, Any]:
         "thickness_mm": per_slice([_thickness(piece) for piece in pieces]),
         "patient_position": text("PatientPosition", placed, privacy.patient_position(placed)),
         "rescale": per_slice([[piece.slope, piece.intercept] for piece in pieces]),
+        "rescale_type": per_slice([image_kind.rescale_unit(piece) for piece in pieces]),
         "padding_stored": per_slice([_padding_stored(piece) for piece in pieces]),
         "tilt_degrees": round(_tilt(list(pieces), directions), 3),
         "burned_in": per_slice([_burned_in(piece) for piece in pieces]),

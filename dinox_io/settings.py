@@ -10,7 +10,8 @@ from typing import Any
 
 from dinox_io import codec, privacy, split
 from dinox_io.hounsfield import ENCODING
-from dinox_io.output import OutputFolder, PackError, explained
+from dinox_io.nifti_patient import PatientPattern
+from dinox_io.output import OutputFolder, PackError, check_folder, explained
 from dinox_io.part import Part
 from dinox_io.series import SeriesRules
 
@@ -32,6 +33,8 @@ class PackSettings:
     """Name of codec.PRESETS: filter and level."""
     part: Part | None = None
     """Pack only this part of the input, into a folder of its own in `output`."""
+    nifti_patient: str | None = None
+    """Regular expression whose first group, on a NIfTI file's path below its input, names the patient."""
     about: Mapping[str, Any] | None = None
     """What the data set says of itself (about.read_about); None keeps what the set has."""
 
@@ -42,18 +45,35 @@ class PackSettings:
             raise PackError(
                 f"there is no {missing[0]}: give files or folders of DICOM" if missing else "nothing to pack"
             )
-        if self.workers < 1 or self.rules.min_slices < 1 or self.shard_bytes < 1:
-            raise PackError("--workers, --min-slices and --shard-size must be at least 1")
-        if self.output.exists() and not self.output.is_dir():
-            raise PackError(f"{self.output} is a file: --output needs a folder")
+        for option, value in (
+            ("--workers", self.workers), ("--min-slices", self.rules.min_slices), ("--shard-size", self.shard_bytes),
+        ):  # fmt: skip
+            if value < 1:
+                raise PackError(f"{option} must be at least 1, not {value}")
+        self._check_output()
         if self.preset not in codec.PRESETS:
             raise PackError(f"there is no preset {self.preset!r}: give one of {', '.join(codec.PRESETS)}")
         if self.part is not None and self.key_file is None:
             raise PackError("--part needs --key-file: the parts of a set must be packed with one key")
         try:
+            if self.nifti_patient is not None:
+                PatientPattern(self.nifti_patient)
+        except ValueError as error:
+            raise PackError(f"--nifti-patient: {error}") from None
+        try:
             split.check_fractions(self.val_fraction, self.test_fraction)
         except ValueError as error:
             raise PackError(str(error)) from None
+
+    def _check_output(self) -> None:
+        check_folder(self.output)
+        output = self.output.resolve()
+        for path in self.inputs:
+            source = path.resolve()
+            if source == output:
+                raise PackError(f"{self.output} is INPUT: give another --output, which holds nothing but the set")
+            if output in source.parents:
+                raise PackError(f"INPUT {path} lies in --output {self.output}: give another --output, not above INPUT")
 
     @property
     def folder(self) -> Path:
@@ -66,7 +86,10 @@ class PackSettings:
         return codec.PRESETS[self.preset]
 
     def options(self, key_id: str) -> dict[str, Any]:
-        """What the manifest records: everything that the result depends on."""
+        """What the manifest records: everything that the result depends on.
+
+        Of `nifti_patient` only that it was given: a pattern may hold names.
+        """
         filter_name, level = self.encoding
         return {
             **asdict(self.rules),
@@ -75,6 +98,7 @@ class PackSettings:
             "test_fraction": self.test_fraction,
             "split_seed": self.split_seed,
             "key_id": key_id,
+            "nifti_patient": self.nifti_patient is not None,
             "filter": filter_name,
             "level": level,
             "encoding": ENCODING,
@@ -94,6 +118,17 @@ class PackSettings:
             raise PackError(f"{self.key_file or own}: {error}") from None
         except OSError as error:
             raise PackError(f"the key file {self.key_file} cannot be read: {error.strerror}") from None
+
+
+def other_options(previous: Mapping[str, Any] | None, options: Mapping[str, Any]) -> list[str]:
+    """Options of this run that differ from those of `previous`, a manifest: its volumes stay as they are."""
+    before = previous["options"] if previous else {}
+    flags = {
+        "filter": "--preset", "level": "--preset", "min_slices": "--min-slices", "split_gaps": "--split-gaps",
+        "allow_tilt": "--allow-tilt", "allow_burned_in": "--allow-burned-in", "shard_bytes": "--shard-size",
+    }  # fmt: skip
+    differing = (flag for name, flag in flags.items() if name in before and before[name] != options[name])
+    return list(dict.fromkeys(differing))
 
 
 def check_same_set(path: Path, previous: Mapping[str, Any] | None, options: Mapping[str, Any]) -> None:

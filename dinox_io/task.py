@@ -12,14 +12,16 @@ from typing import Any
 
 from dinox_io.discover import FoundSeries
 from dinox_io.formats import READERS
-from dinox_io.hounsfield import volume_digest
-from dinox_io.rules import verdict
+from dinox_io.known import KnownVolume, what_changed
+from dinox_io.rules import RULES, verdict
 from dinox_io.series import SeriesRules
 from dinox_io.shard import EncodedVolume, encode_volume
-from dinox_io.volume import Rejection
+from dinox_io.volume import Rejection, Volume
 from dinox_io.workers import TIMEOUT_S, Failure
 
 _ANOTHER_TRY_MAY_DIFFER = frozenset({"FILE_UNREADABLE", "WORKER_CRASHED", "WORKER_MEMORY", "WORKER_TIMEOUT"})
+_SAYS_NOTHING = _ANOTHER_TRY_MAY_DIFFER | {"DECODER_MISSING", "NIFTI_READER_MISSING", "INTERNAL_ERROR"}
+"""Of a disk, a machine or an installation, not of the series: it may well be what it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ class SeriesTask:
     rules: SeriesRules
     format: str = "dicom"
     given: Mapping[str, Any] = field(default_factory=dict)
-    known: Mapping[str, str]
-    """Volume id -> digest of this series in the set already."""
+    known: Mapping[str, KnownVolume]
+    """Volume id -> what the set has of this series already."""
     encoding: tuple[str, int] = ("hilp", 1)
     """Filter, and level of zstd."""
     mark: str = ""
@@ -57,7 +59,7 @@ class SeriesResult:
 
 
 def series_task(
-    found: FoundSeries, *, rules: SeriesRules, encoding: tuple[str, int], known: Mapping[str, str]
+    found: FoundSeries, *, rules: SeriesRules, encoding: tuple[str, int], known: Mapping[str, KnownVolume]
 ) -> SeriesTask:
     """The task of a series that was found."""
     return SeriesTask(
@@ -95,23 +97,34 @@ def _file_mark(path: str) -> tuple[str, int, int]:
 
 def pack_series(task: SeriesTask) -> SeriesResult:
     """Read and compress one series. Runs in a worker."""
-    if task.identities > 1:
-        return _refused(task, "MIXED_PATIENTS", count=task.identities)
-    try:
-        paths = [Path(path) for path in task.paths]
-        read = READERS[task.format]
-        volumes, rows = read(paths, series=task.series, patient=task.patient, rules=task.rules, **task.given)
-    except OSError:
-        return _refused(task, "FILE_UNREADABLE")
-    if task.known and volumes:
-        if {volume.id: volume_digest(volume.hu) for volume in volumes} != dict(task.known):
-            return _refused(task, "SERIES_CHANGED")
-        return SeriesResult(rows=rows)
+    volumes, rows = _read(task)
+    if task.known:
+        return _compared(task, volumes, rows)
     for volume in volumes:
         volume.facts["patient_from"] = task.patient_from
     filter_name, level = task.encoding
     encoded = [encode_volume(volume, filter=filter_name, level=level) for volume in volumes]
     return SeriesResult(volumes=encoded, rows=rows)
+
+
+def _read(task: SeriesTask) -> tuple[list[Volume], list[Rejection]]:
+    if task.identities > 1:
+        return [], _refused(task, "MIXED_PATIENTS", count=task.identities).rows
+    try:
+        paths = [Path(path) for path in task.paths]
+        read = READERS[task.format]
+        return read(paths, series=task.series, patient=task.patient, rules=task.rules, **task.given)
+    except OSError:
+        return [], _refused(task, "FILE_UNREADABLE").rows
+
+
+def _compared(task: SeriesTask, volumes: list[Volume], rows: list[Rejection]) -> SeriesResult:
+    """A series of the set adds nothing to it: it is what it was, or refused as changed."""
+    codes = [row.code for row in rows if RULES[row.code].kind in ("rejected", "skipped")]
+    if not volumes and _SAYS_NOTHING.issuperset(codes):
+        return SeriesResult(rows=rows)
+    change = what_changed(volumes, task.known) if volumes else f"now {', '.join(codes)}"
+    return _refused(task, "SERIES_CHANGED", change=change) if change else SeriesResult(rows=rows)
 
 
 def result_of(task: SeriesTask, outcome: Any) -> SeriesResult:

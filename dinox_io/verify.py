@@ -17,7 +17,7 @@ import numpy as np
 from dinox_io.codec import SliceDecoder
 from dinox_io.errors import ShardError
 from dinox_io.index import SetIndex, load_index
-from dinox_io.manifest import EARLIER_FOLDER, manifest_in, set_folder
+from dinox_io.manifest import EARLIER_FOLDER, MANIFEST_NAME, manifest_in, set_folder
 from dinox_io.shard import END_BYTES, ShardEntry, ShardReader
 from dinox_io.storage import ShardFile, ShardFolder, read_bytes
 
@@ -34,6 +34,12 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.file}: " + (f"volume {self.volume}: " if self.volume else "") + self.problem
+
+
+def is_set_folder(folder: Path) -> bool:
+    """Whether a folder holds anything of a set, damaged or not: a manifest, an earlier one, an index or a shard."""
+    names = (MANIFEST_NAME, EARLIER_FOLDER, "index.msgpack")
+    return any((folder / name).exists() for name in names) or any(folder.glob("shard-*.tar"))
 
 
 def verify_set(
@@ -84,9 +90,14 @@ def verify_manifest(
             progress(shard["name"], shard["size"])
         return found
 
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         for found in pool.map(verify, range(len(manifest["shards"]))):
             damages.extend(found)
+    except BaseException:  # Ctrl-C must not wait until shards of many GB are read
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
     return damages
 
 
@@ -122,7 +133,12 @@ def _verify_shard(folder: ShardFolder, shard: dict[str, Any], expected: list[_Ex
     except ShardError as error:
         return [_damage(error, shard["name"], volume.id) for volume in expected]
     try:
-        return _verify_volumes(file, shard["size"], expected) or _verify_bytes(file, shard)
+        damages = _verify_volumes(file, shard["size"], expected)
+        if not damages:
+            return _verify_bytes(file, shard)
+        if file.size != shard["size"]:  # a second damage: that of the volumes may be another one
+            damages.append(Damage(file=file.name, volume=None, problem=_size_problem(file, shard)))
+        return damages
     finally:
         file.close()
 
@@ -162,8 +178,12 @@ def _verify_bytes(file: ShardFile, shard: dict[str, Any]) -> list[Damage]:
             return []
     except ShardError as error:
         return [_damage(error, file.name, None)]
-    size = f"it has {file.size} bytes instead of {shard['size']}" if file.size != shard["size"] else "same size"
+    size = _size_problem(file, shard) if file.size != shard["size"] else "same size"
     return [Damage(file=file.name, volume=None, problem=f"its bytes are not those that were packed ({size})")]
+
+
+def _size_problem(file: ShardFile, shard: dict[str, Any]) -> str:
+    return f"it has {file.size} bytes instead of {shard['size']}"
 
 
 def _verify_volume(file: ShardFile, entry: ShardEntry, expected: _Expected) -> None:

@@ -4,12 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from pack_shards import size_bytes
+from packing.options import add_common, add_split, add_split_gaps
 
-from dinox_io.about import read_about
 from dinox_io.output import PackError
 from dinox_io.pack import Found, pack
-from dinox_io.pipeline import default_threads
 from dinox_io.png16 import ENCODINGS, SPACING_MAX_MM, Spacing
 from dinox_io.png_index import IndexTable, check_encoding, check_present, found_series, patients_of, read_index
 from dinox_io.progress import ProgressReport
@@ -61,9 +59,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--encoding", choices=sorted(ENCODINGS), required=True, help="how HU were stored; never guessed, see below"
     )
-    command.add_argument(
-        "--output", metavar="OUT", type=Path, required=True, help="folder of the set, new or to add to"
-    )
+    add_common(command)
     command.add_argument(
         "--root", metavar="FOLDER", type=Path,
         help="where the pictures are now, if not where the table says: the longest tail of each path that exists there "
@@ -77,36 +73,8 @@ def parser() -> argparse.ArgumentParser:
         "--patient-from", metavar="REGEX",
         help="what in series_dir tells patients apart (default: LIDC-IDRI-0001 and the like; else refused)",
     )  # fmt: skip
-    cores = default_threads()
-    command.add_argument(
-        "--workers", metavar="N", type=int, default=cores, help=f"processes (default: {cores}, all cores)"
-    )
-    command.add_argument(
-        "--shard-size", metavar="SIZE", type=size_bytes, default="512MiB",
-        help="size at which a new shard is begun (default: 512MiB); a larger volume stands alone",
-    )  # fmt: skip
-    command.add_argument(
-        "--min-slices", metavar="N", type=int, default=3, help="reject series with fewer slices (default: 3)"
-    )
-    command.add_argument(
-        "--split-gaps", action="store_true", help="keep the contiguous runs of series with missing slices"
-    )
-    command.add_argument("--about", metavar="FILE", type=Path, help="YAML with name, licence, citation of the data set")
-    split = command.add_argument_group("split, by patient: as for pack_shards.py")
-    split.add_argument(
-        "--val-fraction", metavar="F", type=float, default=0.1, help="share to validate on (default: 0.1)"
-    )
-    split.add_argument(
-        "--test-fraction", metavar="F", type=float, default=0.0, help="share that training never opens (default: 0)"
-    )
-    split.add_argument(
-        "--split-seed", metavar="N", type=int, default=0, help="another number, another split (default: 0)"
-    )
-    split.add_argument(
-        "--key-file", metavar="K", type=Path,
-        help="secret of at least 16 bytes that pseudonyms and the split are made with: that of a set packed from DICOM "
-        "puts LIDC patients on the same side here (default: a random key in OUT/private/key)",
-    )  # fmt: skip
+    add_split_gaps(command)
+    add_split(command)
     return command
 
 
@@ -124,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     if table.repeated_rows:
         print(f"{table.repeated_rows} rows of the table repeat another one, and were taken once.")
-    print("\n".join(report.lines(str(given.output))))
+    print("\n".join(report.lines(str(given.output), comparable=False)))
     return report.exit_code
 
 
@@ -140,7 +108,7 @@ def import_table(table: IndexTable, patients: list[str], given: argparse.Namespa
         test_fraction=given.test_fraction,
         split_seed=given.split_seed,
         key_file=given.key_file,
-        about=_about(given.about),
+        about=given.about,
     )
     settings.check()
     check_present(table)
@@ -153,13 +121,6 @@ def import_table(table: IndexTable, patients: list[str], given: argparse.Namespa
 
     with ProgressReport() as progress:
         return pack(settings, progress, find=find)
-
-
-def _about(path: Path | None) -> dict[str, object] | None:
-    try:
-        return read_about(path) if path else None
-    except (OSError, ValueError) as error:
-        raise PackError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dinox_io
-from dinox_io.labels import LabelError, Mark, label_path, write_labels
+from dinox_io.labels import LabelError, LabelUsageError, Mark, label_path
 from dinox_io.lidc import LidcAnnotations, open_annotations
 from dinox_io.output import PackError
-from dinox_io.placed import JoinedMarks, join, of_set, unchanging
-from dinox_io.privacy import key_of_set, pseudonym
+from dinox_io.placed import JoinedMarks, check_given, given_key, join, of_set, put_labels, unchanging
+from dinox_io.privacy import pseudonym
 from dinox_io.shardset import ShardSet
 from dinox_io.targets import group_targets
 
@@ -29,7 +29,7 @@ examples:
 OUT/labels/NAME.jsonl gets a line for each mark of each series that the set holds (docs/format.md, Labels), with one
 target for all marks of a nodule. A set that has grown needs a new run.
 
-exit code: 0 written; 1 it cannot be done with this set or this database (nothing is written); 2 wrong usage
+exit code: 0 written; 1 it cannot be done with this set or database (nothing is written); 2 wrong usage, path or key
 """
 
 
@@ -52,25 +52,33 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     given = parser().parse_args(arguments)
+    path = given.folder
     try:
+        check_given(given.annotations, given.folder)
         path = label_path(given.folder, given.name)
         with (
             unchanging(given.folder),
             dinox_io.open_shards(given.folder) as shards,
             open_annotations(given.annotations) as annotations,
         ):
-            key = key_of_set(given.folder / "private", shards.manifest["options"].get("key_id", ""), given.key_file)
+            key = given_key(shards, given.folder, given.key_file)
             marks, text = marks_of_set(annotations, shards, key)
             joined = join(marks, shards)
             if marks and not joined.placed:
                 raise LabelError(
                     f"none of the {len(marks)} marks lies on a slice of its series: their z positions differ"
                 )
-            write_labels(path, marks)
-    except (dinox_io.ShardError, PackError, ValueError, OSError) as error:
+            written = put_labels(path, marks)
+    except LabelUsageError as error:
+        print(f"label_lidc: {error}", file=sys.stderr)
+        return 2
+    except (dinox_io.ShardError, PackError, ValueError) as error:
         print(f"label_lidc: {error}", file=sys.stderr)
         return 1
-    print("\n".join([*text, *summary(marks, joined), f"written to {path}"]))
+    except OSError as error:
+        print(f"label_lidc: {error.filename or path}: {error.strerror}", file=sys.stderr)
+        return 1
+    print("\n".join([*text, *summary(marks, joined), written]))
     return 0
 
 

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import dinox_io
-from dinox_io.labels import LabelError, label_path, read_labels, write_labels
+from dinox_io.labels import LabelError, LabelUsageError, label_path, read_labels
 from dinox_io.output import PackError
-from dinox_io.placed import join, of_set, unchanging
-from dinox_io.privacy import key_of_set
+from dinox_io.placed import check_given, given_key, join, of_set, put_labels, unchanging
 
 _EXAMPLES = """\
 examples:
@@ -20,7 +19,7 @@ examples:
 LABELS holds a mark a line as docs/format.md (Labels) says, but with the SeriesInstanceUID as series. Everything but the
 series is taken over as it is: put no names of patients or readers into it.
 
-exit code: 0 written; 1 it cannot be done with these labels or this set (nothing is written); 2 wrong usage
+exit code: 0 written; 1 it cannot be done with these labels or this set (nothing is written); 2 wrong usage, path or key
 """
 
 
@@ -43,22 +42,31 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     given = parser().parse_args(arguments)
+    path = given.folder
     try:
-        path = label_path(given.folder, given.name or given.labels.stem)
+        check_given(given.labels, given.folder)
+        path = label_path(given.folder, given.labels.stem if given.name is None else given.name)
         marks = read_labels(given.labels)
+        if not marks:
+            raise LabelError(f"{given.labels} holds no marks: nothing was written")
         with unchanging(given.folder), dinox_io.open_shards(given.folder) as shards:
-            key = key_of_set(given.folder / "private", shards.manifest["options"].get("key_id", ""), given.key_file)
-            chosen, foreign = of_set(marks, shards, key)
+            chosen, foreign = of_set(marks, shards, given_key(shards, given.folder, given.key_file))
             joined = join(chosen, shards)
-            if marks and not joined.placed:
+            if not joined.placed:
                 why = "its series are not in the set" if not chosen else "no slice of the set lies at their z"
                 raise LabelError(f"none of the {len(marks)} marks of {given.labels} belongs to the set: {why}")
-            write_labels(path, chosen)
-    except (dinox_io.ShardError, PackError, ValueError, OSError) as error:
+            written = put_labels(path, chosen)
+    except LabelUsageError as error:
+        print(f"label_series: {error}", file=sys.stderr)
+        return 2
+    except (dinox_io.ShardError, PackError, ValueError) as error:
         print(f"label_series: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"label_series: {error.filename or path}: {error.strerror}", file=sys.stderr)
+        return 1
     print(
-        f"{len(chosen)} marks written to {path}, {foreign} left out: their series are not in the set\n"
+        f"{written}, {foreign} left out: their series are not in the set\n"
         f"{joined.placed - joined.partial} lie wholly on slices of the set, {joined.partial} in part, "
         f"{joined.outside} on none"
     )

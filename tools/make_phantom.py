@@ -218,14 +218,17 @@ def parse_arguments(arguments: list[str] | None) -> tuple[Path, Options]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit 0 written or there already, 1 not possible there (nothing changed), 2 usage, 130 interrupted."""
+    """Exit 0 written or there already, 1 cannot be written, 2 usage or a folder of something else, 130 interrupted."""
     folder, options = parse_arguments(arguments)
     begin = time.monotonic()
     try:
         existed = record_of(folder) is not None
         record = make(folder, options)
-    except (PhantomError, OSError) as error:
+    except PhantomError as error:
         print(f"make_phantom: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"make_phantom: cannot write: {error.strerror}: {error.filename}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("make_phantom: interrupted; the same command begins again", file=sys.stderr)

@@ -1,25 +1,21 @@
-"""Pack CT series (DICOM) into a set of shards. `--help` says how; docs/format.md says what comes out."""
+"""Pack CT series (DICOM, NIfTI) into a set of shards. `--help` says how; docs/format.md says what comes out."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
-from typing import Any
+
+from packing.options import add_common, add_split, add_split_gaps
 
 from dinox_io import codec
-from dinox_io.about import read_about
 from dinox_io.merge import merge
 from dinox_io.output import OutputFolder, PackError
 from dinox_io.pack import pack
 from dinox_io.part import Part
-from dinox_io.pipeline import default_threads
 from dinox_io.progress import ProgressReport
 from dinox_io.remove import remove_patient
 from dinox_io.report import PackReport
 from dinox_io.series import SeriesRules
 from dinox_io.settings import PackSettings
-
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 _EXAMPLES = """\
 examples:
@@ -31,7 +27,12 @@ examples:
 
 INPUT may hold anything: series are found by their headers, whatever files and folders are called. What is no CT volume,
 or cannot be trusted, is left out and listed with the reason in OUT/rejected.jsonl. Names, dates and UIDs stay in
-OUT/private; the rest of OUT names no one. Run the same command again to add what is new, or to go on after a kill.
+OUT/private; the rest of OUT names no one. Run the same command again to add what is new, or to go on after a kill: the
+shards that were finished are kept, so a smaller --shard-size keeps more.
+
+For one set the key and the split must stay the same (--key-file, --val-fraction, --test-fraction, --split-seed): others
+are refused; keep --nifti-patient too, it says who a patient is. All others may change, and count for what is not in the
+set yet. Shares of the split are by chance of the key: with few patients a side may get none.
 
 exit code: 0 every series is in the set, or was skipped by rule; 3 some were rejected (they are listed);
            1 some were rejected and none is in the set; 2 the command cannot be carried out as it stands: wrong usage,
@@ -39,14 +40,6 @@ exit code: 0 every series is in the set, or was skipped by rule; 3 some were rej
            It is about the whole INPUT, whether packed now or before; with --part about that part, with --merge about
            all parts; --remove without INPUT gives 0 when nothing of it is left
 """
-
-
-def size_bytes(text: str) -> int:
-    """`512MiB`, `1.5GB`, `1000000` -> bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
-    if not match or match.group(2).upper() not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write it like 512MiB or 2GB")
-    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
 
 
 def part(text: str) -> Part:
@@ -57,66 +50,29 @@ def part(text: str) -> Part:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def about(text: str) -> dict[str, Any]:
-    """The contents of a file for --about."""
-    try:
-        return read_about(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = argparse.ArgumentParser(
-        description="Pack CT series (DICOM) into shards of int16 Hounsfield units that dinox trains from.",
+        description="Pack CT series (DICOM, also in .zip archives, and NIfTI) into shards of int16 Hounsfield units "
+        "that dinox trains from.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("inputs", metavar="INPUT", nargs="*", type=Path, help="a DICOM file, or a folder of them")
-    command.add_argument(
-        "--output", metavar="OUT", type=Path, required=True, help="folder of the set, new or to add to"
-    )
-    cores = default_threads()
-    command.add_argument(
-        "--workers", metavar="N", type=int, default=cores, help=f"processes (default: {cores}, all cores)"
-    )
-    command.add_argument(
-        "--shard-size", metavar="SIZE", type=size_bytes, default="512MiB",
-        help="size at which a new shard is begun (default: 512MiB); a larger volume stands alone",
-    )  # fmt: skip
-    command.add_argument(
-        "--min-slices", metavar="N", type=int, default=3, help="reject series with fewer slices (default: 3)"
-    )
+    command.add_argument("inputs", metavar="INPUT", nargs="*", type=Path, help="a folder or file: DICOM, .zip, NIfTI")
+    add_common(command)
     command.add_argument(
         "--preset", choices=sorted(codec.PRESETS), default="small",
         help="small: the smallest shards (default); fast: larger ones that are packed and read faster; both lossless",
     )  # fmt: skip
     command.add_argument(
-        "--about",
-        metavar="FILE.yaml",
-        type=about,
-        help="what the data set is: name, licence, citation (see docs/data.md)",
-    )
-    _add_operations(command)
-    split = command.add_argument_group("split, by patient")
-    split.add_argument(
-        "--val-fraction", metavar="F", type=float, default=0.1, help="share of patients to validate on (default: 0.1)"
-    )
-    split.add_argument(
-        "--test-fraction", metavar="F", type=float, default=0.0, help="share that training never opens (default: 0)"
-    )
-    split.add_argument(
-        "--split-seed", metavar="N", type=int, default=0, help="another number, another split (default: 0)"
-    )
-    split.add_argument(
-        "--key-file", metavar="K", type=Path,
-        help="secret of at least 16 bytes that pseudonyms and the split are made with; keep it to reproduce them "
-        "(default: a random key in OUT/private/key)",
+        "--nifti-patient", metavar="REGEX",
+        help="whose a NIfTI file is: the first group of this regular expression in its path below INPUT, e.g. "
+        r"'(case_\d+)' (default: sub-…, else the folder below INPUT; see docs/data.md)",
     )  # fmt: skip
+    _add_operations(command)
+    add_split(command)
     choices = command.add_argument_group("series that are rejected unless you say otherwise")
-    choices.add_argument(
-        "--split-gaps", action="store_true", help="keep the contiguous runs of series with missing slices"
-    )
+    add_split_gaps(choices)
     choices.add_argument("--allow-tilt", action="store_true", help="keep series with a tilted gantry, as they are")
     choices.add_argument("--allow-burned-in", action="store_true", help="keep images marked as having text burned in")
     return command
@@ -158,6 +114,7 @@ def settings_of(given: argparse.Namespace) -> PackSettings:
         split_seed=given.split_seed,
         key_file=given.key_file,
         preset=given.preset,
+        nifti_patient=given.nifti_patient,
         part=given.part,
         about=given.about,
     )
@@ -181,7 +138,6 @@ def carry_out(given: argparse.Namespace) -> PackReport | None:
     with ProgressReport() as progress:
         if given.merge:
             return merge(settings, progress)
-        progress.note(codec.describe())
         return pack(settings, progress)
 
 
@@ -203,7 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     if report is None:
         return 0
-    print("\n".join(report.lines(str(given.output / given.part.folder if given.part else given.output))))
+    output = given.output / given.part.folder if given.part else given.output
+    print("\n".join(report.lines(str(output))))
     return report.exit_code
 
 

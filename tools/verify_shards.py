@@ -5,6 +5,7 @@ compare every volume bit for bit with the files that it was packed from. `--help
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from dinox_io.manifest import read_manifest
 from dinox_io.output import PackError
 from dinox_io.pipeline import default_threads
 from dinox_io.progress import ProgressReport
-from dinox_io.verify import Damage, verify_set
+from dinox_io.verify import Damage, is_set_folder, verify_set
 
 _EXAMPLES = """\
 examples:
@@ -27,13 +28,25 @@ each volume is compared voxel by voxel, by digest and by geometry. Give all that
 whose source is not in INPUT is not verified.
 
 exit code: 0 the set is whole (and, with --against, every volume is its source, and nothing of INPUT is missing);
-           1 something is damaged, differs, or could not be verified (a line each); 2 wrong usage
+           1 something is damaged, differs, or could not be verified (a line each); 2 wrong usage;
+           130 interrupted
+Volumes imported from PNG have no source that can be compared: they are counted apart, and do not count as missing.
 """
+INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code of the command."""
     options = parse(arguments)
+    try:
+        return run(options)
+    except KeyboardInterrupt:
+        print("verify_shards: interrupted before the end: nothing is known of the rest", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(options: argparse.Namespace) -> int:
+    """Verify and compare; returns the exit code."""
     begin_s = time.monotonic()
     damages, size = verify(options.folder, options.threads)
     for damage in damages:
@@ -84,13 +97,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     source.add_argument(
         "--workers", type=int, default=cores, metavar="N", help=f"processes that read INPUT (default: {cores})"
     )
+    parser.add_argument(
+        "--nifti-patient", metavar="REGEX", help="as the set was packed with; needed with --against only"
+    )
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
         parser.error(f"{options.folder} is not a folder")
+    if not is_set_folder(options.folder):
+        parser.error(f"{options.folder} is not a set of shards: it has no manifest.json and no shard-*.tar")
     if options.threads < 1 or options.workers < 1:
         parser.error("--threads and --workers must be at least 1")
-    if options.key_file and not options.against:
-        parser.error("--key-file is needed with --against only")
+    if (options.key_file or options.nifti_patient) and not options.against:
+        parser.error("--key-file and --nifti-patient are needed with --against only")
     return options
 
 
@@ -109,9 +127,14 @@ def compare(options: argparse.Namespace) -> Comparison:
     """The set beside its source."""
     with ProgressReport() as report:
         return compare_with_source(
-            options.folder, options.against, progress=report, key_file=options.key_file, workers=options.workers
-        )
+            options.folder, options.against, progress=report, key_file=options.key_file, workers=options.workers,
+            nifti_patient=options.nifti_patient,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == INTERRUPTED:  # threads that read a shard would keep the process until its end; they write nothing
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)

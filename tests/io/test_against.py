@@ -12,7 +12,7 @@ import pytest
 from pydicom import dcmread
 
 from dinox_io import open_shards
-from dinox_io.against import Comparison, compare_with_source
+from dinox_io.against import Comparison, _spelled, compare_with_source
 from dinox_io.errors import ShardError
 from dinox_io.manifest import build_manifest, commit_set, read_manifest, serialize_manifest
 from dinox_io.output import OutputFolder, PackError
@@ -95,7 +95,7 @@ def test_one_changed_voxel_is_found(source: Path, tmp_path: Path) -> None:
     set_pixels(changed, stored)
     changed.save_as(source / "s1" / "004.dcm")
     result = compare(out, source)
-    assert result.different == [(name_of(out, "1.7.1"), "1 voxels of slices 0 to 7 differ")]
+    assert result.different == [(name_of(out, "1.7.1"), "voxels that differ: 1, in slice 4 of 8")]
     assert (len(result.equal), result.is_whole) == (1, False)
 
 
@@ -174,7 +174,7 @@ def test_a_set_that_lies_about_its_pixels_is_found(source: Path, tmp_path: Path)
     commit_set(out, forged)
     with open_shards(out) as shards:
         assert shards.verify() == []
-    assert compare(out, source).different == [(records[0].id, "1 voxels of slices 0 to 7 differ")]
+    assert compare(out, source).different == [(records[0].id, "voxels that differ: 1, in slice 2 of 8")]
 
 
 def test_a_digest_alone_is_found_as_well(source: Path, tmp_path: Path) -> None:
@@ -204,3 +204,41 @@ def test_the_key(source: Path, tmp_path: Path) -> None:
     (out / "manifest.json").write_bytes(b"{}")
     with pytest.raises(ShardError):
         compare(out, source, key_file=key)
+
+
+def test_volumes_imported_from_png_are_counted_apart(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack_into(out, source)
+    with open_shards(out) as shards:
+        volumes = [
+            Volume(
+                id=record.id, series=record.series, patient=record.patient, hu=shards.read(record, 0, record.shape[0]),
+                spacing_mm=record.spacing_mm, z_positions_mm=tuple(record.z_positions_mm.tolist()),
+                orientation=record.orientation, facts={"source": "png16"} if number == 0 else {},
+            )
+            for number, record in enumerate(shards.volumes)
+        ]  # fmt: skip
+    manifest = read_manifest(out)
+    with ShardWriter(out / "shard-000000.tar", config_digest="c") as writer:
+        for volume in volumes:
+            writer.add(encode_volume(volume))
+        summary = writer.finish()
+    (out / "manifest.json").unlink()
+    sides = {volume["id"]: volume["split"] for volume in manifest["volumes"]}
+    again = build_manifest(
+        [summary], sides=sides, options=manifest["options"], rejected_by_code={}, config_digest="c", leaks=[],
+        packer="x", sources={}, previous=None,
+    )  # fmt: skip
+    commit_set(out, again)
+    result = compare(out, source / "mr")
+    assert (result.from_png, result.without_source) == ([volumes[0].id], [volumes[1].id])
+    assert f"volume {volumes[0].id}: imported from PNG: its source cannot be compared here" in result.lines()
+    assert "1 imported from PNG were not compared" in result.lines()[-1]
+    assert not result.is_whole
+    assert Comparison(equal=["a"], from_png=["b"]).is_whole
+
+
+def test_slices_are_spelled_as_runs() -> None:
+    assert _spelled([4]) == "slice 4"
+    assert _spelled([0, 1, 2, 7]) == "slices 0 to 2, 7"
+    assert _spelled(range(0, 40, 2)) == "slices 0, 2, 4, 6, 8, 10, 12, 14 and 12 more places"

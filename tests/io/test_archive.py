@@ -117,6 +117,50 @@ def test_names_are_labels_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["files", "in"]
 
 
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize(
+    ("before", "behind"), [(b"MZ" + bytes(7000), b"signature" * 900), (b"#!/bin/sh\n", b""), (b"any text", b"")]
+)
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_archive_behind_other_bytes_is_that_archive(
+    tmp_path: Path, before: bytes, behind: bytes, counted: bool, wide: bool
+) -> None:
+    """`counted`: its offsets are of the whole file, as programs that make such files may mend them."""
+    files = series_files(tmp_path / "files")
+    path = tmp_path / "in/viewer.bin"
+    path.parent.mkdir()
+    path.write_bytes(before if counted else b"")
+    with zipfile.ZipFile(path, "a") as target:
+        for name, data in files.items():
+            target.writestr(name, data)
+    data = path.read_bytes() if counted else before + path.read_bytes()
+    path.write_bytes((as_zip64(data, 0 if counted else len(before)) if wide else data) + behind)
+    (series,), foreign = found(tmp_path / "in")
+    assert (len(series.files), foreign) == (5, {})
+    assert np.array_equal(read(series)[0][0].hu, expected_hu(5))
+
+
+def as_zip64(data: bytes, before: int) -> bytes:
+    """With the place of the directory in a zip64 record (4.3.14, 4.3.15); `before`: bytes that offsets do not count."""
+    end = data.rindex(b"PK\x05\x06")
+    entries, size, at = struct.unpack_from("<HLL", data, end + 10)
+    record = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, entries, entries, size, at)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end - before, 1)
+    tail = struct.pack("<4sHHHHLLH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return data[:end] + record + locator + tail
+
+
+def test_a_program_is_no_archive_because_it_names_one(tmp_path: Path) -> None:
+    (tmp_path / "unzip.exe").write_bytes(b"MZ" + bytes(200) + b"PK\x01\x02 PK\x05\x06" + bytes(300))
+    (tmp_path / "notes").write_bytes(b"PK\x05\x06 is the signature")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "cut").write_bytes(b"text" + b"PK\x05\x06" + b"\xff" * 18)
+    series, foreign = found(tmp_path)
+    assert series == []
+    codes = {Path(file.path).name: code for code, files in foreign.items() for file in files}
+    assert codes == {"unzip.exe": "NOT_DICOM", "empty": "NOT_DICOM", "cut": "NOT_DICOM", "notes": codes["notes"]}
+
+
 def test_an_archive_of_no_scans_is_one_foreign_file(tmp_path: Path) -> None:
     document = write_zip(tmp_path / "in/letter.docx", {"[Content_Types].xml": b"<x/>", "word/document.xml": b"<w/>"})
     write_zip(tmp_path / "in/empty.zip", {})

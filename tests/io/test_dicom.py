@@ -213,7 +213,7 @@ def test_truncated_pixels_are_refused(tmp_path: Path, cut: int) -> None:  # F06
     volumes, rows = read(tmp_path)
     assert not volumes
     assert rows[0].code == "PIXELS_TRUNCATED"
-    assert "file 4 of 5" in rows[0].reason
+    assert "the slice at 3.000 mm" in rows[0].reason
 
 
 def test_a_file_cut_anywhere_never_gives_a_shorter_volume(tmp_path: Path) -> None:  # F06

@@ -13,6 +13,7 @@ from dinox_io import dicom
 from dinox_io.discover import FoundFile, FoundSeries, Grouper, ScannedFile, scan, walk
 from dinox_io.formats import READERS
 from dinox_io.privacy import pseudonym
+from dinox_io.rules import verdict
 from dinox_io.series import SeriesRules
 from tests.io.dicom_factory import set_pixels, slice_dataset, stored_slice, write, write_series
 
@@ -103,6 +104,28 @@ def test_series_without_a_uid_are_told_apart_and_keep_their_name_when_moved(tmp_
     assert {series.series for series in group(tmp_path / "moved")[0]} == {series.series for series in found}
     both, _ = group(tmp_path)
     assert sorted(len(series.files) for series in both) == [2, 6]
+
+
+@pytest.mark.parametrize(("patient", "study", "groups"), [("P1", "1.2", 1), ("P1", "", 1), ("", "1.2", 1), ("", "", 2)])
+def test_folders_part_series_without_a_uid_only_where_nothing_else_can(
+    tmp_path: Path, patient: str, study: str, groups: int
+) -> None:
+    def nameless(index: int, dataset: Dataset) -> None:
+        without_uid(index, dataset)
+        dataset.PatientID, dataset.StudyInstanceUID = patient, study
+
+    for number, path in enumerate(write_series(tmp_path / "all", 4, change=nameless)):
+        target = tmp_path / "in" / str(number % 2) / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    found, _ = group(tmp_path / "in")
+    assert sorted(len(series.files) for series in found) == [4 // groups] * groups
+
+
+def test_a_broken_link_is_said_to_be_possible(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert group(tmp_path) == ([], [("FILE_UNREADABLE", "gone")])
+    assert "a link whose target is gone" in verdict("FILE_UNREADABLE", series=None, files=1).hint
 
 
 @pytest.mark.parametrize(

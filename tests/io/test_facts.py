@@ -16,8 +16,9 @@ from tests.io.dicom_factory import slice_dataset, write, write_series
 from tests.io.series_reading import PATIENT, SERIES, volume_of
 
 LEAVES_NOTHING = {
-    "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "RescaleType", "SamplesPerPixel", "BitsAllocated",
-    "BitsStored", "HighBit", "PixelRepresentation", "AcquisitionNumber",
+    "SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "SamplesPerPixel", "BitsAllocated",
+    "BitsStored", "HighBit", "PixelRepresentation", "AcquisitionNumber", "TemporalPositionIdentifier",
+    "StudyInstanceUID", "AcquisitionTime", "ContentTime",
 }  # fmt: skip
 """Read to decide on a series or to decode its pixels; no value of theirs is kept."""
 
@@ -68,6 +69,7 @@ def test_facts_marked_as_lists_are_those_that_may_differ_between_slices(tmp_path
             dataset.ConvolutionKernel, dataset.KVP, dataset.SliceThickness = "B31f", "100", "2"
             dataset.Manufacturer, dataset.PatientPosition = "Philips", "FFS"
             dataset.RescaleIntercept, dataset.PixelPaddingValue = "-1000", 0
+            dataset.RescaleType = "US"
             dataset.BurnedInAnnotation, dataset.LossyImageCompression = "NO", "01"
             dataset.PhotometricInterpretation = "MONOCHROME1"
 

@@ -73,6 +73,15 @@ def test_steps_may_differ_by_a_percent_or_a_fiftieth_millimetre() -> None:
     assert geometry.is_regular([7.0])
 
 
+@pytest.mark.parametrize("step", [0.012, 0.02, 0.03, 0.04])
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_a_gap_is_one_however_fine_the_steps_are(step: float, count: int) -> None:
+    heights = [step * index for index in range(count + 1)]
+    assert geometry.is_regular(heights)
+    assert not geometry.is_regular([*heights, heights[-1] + 2 * step])
+    assert not geometry.is_regular([-2 * step, *heights])
+
+
 @given(st.lists(st.sampled_from([0.5, 1.0, 1.004, 2.0, 2.5, 30.0]), max_size=14))
 def test_runs_cover_every_slice_once_and_each_is_regular(steps: list[float]) -> None:
     heights = [0.0]

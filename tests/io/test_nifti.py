@@ -1,6 +1,7 @@
 """NIfTI: what dcm2niix made of a series has its digest; other axes, types, damage, bombs; whose it is."""
 
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from dinox_io.discover import FoundFile, FoundSeries, Grouper, scan, walk
 from dinox_io.hounsfield import volume_digest
@@ -23,7 +25,7 @@ from dinox_io.privacy import pseudonym
 from dinox_io.progress import ProgressReport
 from dinox_io.series import SeriesRules, read_series
 from dinox_io.volume import Rejection, Volume
-from tests.io.dicom_factory import ROWS, expected_hu, write_series
+from tests.io.dicom_factory import ROWS, expected_hu, set_pixels, write_series
 from tests.io.nifti_factory import AXIAL, as_dcm2niix, dcm2niix_affine, write_nifti
 from tests.io.series_reading import PATIENT, SERIES, volume_of
 
@@ -76,6 +78,35 @@ def test_a_converted_series_is_that_series(tmp_path: Path, name: str, version: i
     assert volume.orientation == series.orientation
     assert volume.facts["rescale"] == [1.0, -1024.0]
     assert (volume.facts["source"], volume.facts["affine_from"]) == ("nifti", "sform")
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept"), [("0.1", "-150"), ("0.3", "-3100.25"), ("0.7", "-1000"), ("2.5", "-1009.5")]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_fractional_rescale_gives_the_digest_of_the_dicom_series(
+    tmp_path: Path, slope: str, intercept: str, version: int
+) -> None:
+    stored = np.stack([np.arange(4000, 4000 + 140).reshape(10, 14) - 1000 * z for z in range(5)]).astype(np.uint16)
+
+    def change(index: int, dataset: Dataset) -> None:
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
+        set_pixels(dataset, stored[index] & 0xFFF)
+
+    write_series(tmp_path / "dicom", 5, change=change)
+    series = volume_of(tmp_path / "dicom")
+    narrow: Any = {"slope": float(np.float32(slope)), "intercept": float(np.float32(intercept))}  # NIfTI-2 has 64 bits
+    path = write_nifti(
+        tmp_path / "a.nii",
+        as_dcm2niix(stored.astype(np.int16) & 0xFFF),
+        affine_of(series.hu),
+        version=version,
+        **narrow,
+    )
+    volume = only(path)
+    assert volume_digest(volume.hu) == volume_digest(series.hu)
+    assert volume.facts["rescale"] == [float(slope), float(intercept)]
+    assert volume.facts["rounded"] == series.facts["rounded"]
 
 
 def test_its_facts_are_those_that_are_documented(tmp_path: Path, repository: Path) -> None:
@@ -333,31 +364,16 @@ def group(*inputs: Path) -> tuple[list[FoundSeries], list[str]]:
     return grouper.result(), sorted(code for code, _ in grouper.foreign)
 
 
-@pytest.mark.parametrize(
-    ("path", "name", "origin"),
-    [
-        ("sub-01/ses-2/ct/sub-01_ses-2_ct.nii.gz", "01", "BIDS subject"),
-        ("s1/sub-07_ct.nii.gz", "07", "BIDS subject"),
-        ("s0004/ct.nii.gz", "s0004", "folder"),
-        ("A/B/ct.nii", "A", "folder"),
-        ("lung_001.nii.gz", "lung_001", "file name"),
-        ("odd name", "odd name", "file name"),
-    ],
-)
-def test_whose_it_is(tmp_path: Path, path: str, name: str, origin: str) -> None:
-    simple(tmp_path / "in" / path)
-    (series,), foreign = group(tmp_path / "in")
-    assert series.patient == pseudonym(KEY, "patient", f"{name}\0")  # as of a DICOM PatientID of that name
-    assert (series.patient_from, series.format, foreign) == (origin, "nifti", [])
-
-
 def test_a_series_is_named_by_its_content(tmp_path: Path) -> None:
-    simple(tmp_path / "a/1.nii")
-    simple(tmp_path / "a/2.nii.gz")
-    shutil.copytree(tmp_path / "a", tmp_path / "moved/a")
-    (series,), _ = group(tmp_path / "a/1.nii")
+    simple(tmp_path / "in/a/1.nii")
+    simple(tmp_path / "moved/a/b/2.nii.gz")
+    simple(tmp_path / "moved/a/3.nii")
+    (series,), _ = group(tmp_path / "in")
     (same,), _ = group(tmp_path / "moved")
     assert (series.series, len(same.files)) == (same.series, 2)
+    name = f"content {hashlib.sha256((tmp_path / 'in/a/1.nii').read_bytes()).hexdigest()} of a"
+    assert series.series == pseudonym(KEY, "series", name)
+    assert series.identity.series_uid == name  # by which sources.jsonl and labels know it
     volumes, rows = read(*(Path(file.path) for file in same.files))
     assert volumes[0].facts["dropped"] == {"duplicate": 1}
     assert [(row.code, row.files) for row in rows] == [("DUPLICATE_DROPPED", 1)]

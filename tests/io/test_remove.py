@@ -200,6 +200,29 @@ def test_a_patient_who_was_only_rejected(folder: Path, volumes) -> None:
     assert read_manifest(folder)["removed"] is None
 
 
+def test_a_series_goes_whole_where_rows_do_not_agree_whose_it_is(folder: Path, volumes) -> None:
+    path, gone, other = folder / "private/sources.jsonl", volumes[2], "e" * 32
+    path.write_text(path.read_text().replace(gone.patient, other))
+    removal = remove(folder, other)
+    assert (removal.series, removal.volumes, removal.named_in) == (1, 1, ())
+    for name, data in tree(folder).items():
+        assert gone.series.encode() not in data, name
+        assert other.encode() not in data, name
+    assert verify_set(folder) == []
+    with OutputFolder(folder).held() as held:  # whomever the input has it under
+        assert withdrawn(held).holds(gone.patient, gone.series)
+        assert withdrawn(held).holds(other, "f" * 32)
+        assert not withdrawn(held).holds(gone.patient, "f" * 32)
+
+
+def test_files_of_the_set_are_never_said_to_be_foreign(folder: Path, volumes) -> None:
+    with (folder / "private/sources.jsonl").open("a") as file:
+        file.write(json.dumps({"code": "DICOMDIR", "files": [[f"/in/{volumes[1].series}/DICOMDIR", 3]]}) + "\n")
+    removal = remove(folder, volumes[1].patient)
+    assert removal.named_in == ()
+    assert any("private/sources.jsonl also lists" in line for line in removal.lines())
+
+
 def test_a_side_that_equal_pixels_had_taken_comes_back(tmp_path: Path, make_volume, write_set) -> None:
     volumes = [make_volume(number, (3, 9, 8)) for number in range(3)]
     volumes[1].hu[:] = volumes[0].hu

@@ -175,14 +175,21 @@ def test_pictures_that_are_nowhere_are_a_usage_error(
     assert "none of the 4 pictures" in said
     assert "--root" in said
     assert "LIDC-IDRI-" not in said
+    assert run(table, tmp_path / "out", key_file, "--root", tmp_path / "nope") == 2
+    assert capsys.readouterr().err == f"error: --root {tmp_path / 'nope'} does not exist\n"
+    assert run(table, tmp_path / "out", key_file, "--root", table) == 2
+    assert "is no folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_one_picture_that_is_missing_refuses_its_series(tmp_path: Path, key_file: Path) -> None:
+def test_one_picture_that_is_missing_refuses_its_series(
+    tmp_path: Path, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = png_tree(tmp_path, {series_dir(patient): hu_of(patient) for patient in (1, 2)})
     Path(rows[2]["png_path"]).unlink()
     assert run(write_table(tmp_path / "index.csv", rows), tmp_path / "out", key_file) == 3
     assert codes(tmp_path / "out") == ["FILE_UNREADABLE"]
+    assert "FILE_UNREADABLE: it may be missing" in capsys.readouterr().out
 
 
 def test_rows_that_are_missing_repeated_or_in_conflict(

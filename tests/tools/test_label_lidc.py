@@ -141,8 +141,16 @@ def test_it_says_what_it_found_and_a_second_run_writes_the_same(
 def test_faults_are_one_message_and_write_nothing(
     shards: Path, database: Path, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    def refused(expected: str, *, on: Path = shards, file: Path = database, with_key: Path = key, name: str = "no"):
-        assert run(on, file, with_key, "--name", name) == 1
+    def refused(
+        expected: str,
+        *,
+        on: Path = shards,
+        file: Path = database,
+        with_key: Path = key,
+        name: str = "no",
+        code: int = 1,
+    ):
+        assert run(on, file, with_key, "--name", name) == code
         message = capsys.readouterr().err
         assert message.startswith("label_lidc: ")
         assert message.count("\n") == 1
@@ -152,13 +160,15 @@ def test_faults_are_one_message_and_write_nothing(
     (tmp_path / "other").write_bytes(b"another key of some length")
     (tmp_path / "short").write_bytes(b"short")
     (tmp_path / "text").write_text("this is no database, whatever its name says\n" * 99)
-    refused("not the one that the set was packed with", with_key=tmp_path / "other")
-    refused("at least 16", with_key=tmp_path / "short")
-    refused("no key to read", with_key=tmp_path / "none")
+    refused("not the one that the set was packed with", with_key=tmp_path / "other", code=2)
+    refused("at least 16", with_key=tmp_path / "short", code=2)
+    refused("no key to read", with_key=tmp_path / "none", code=2)
     refused("no SQLite database", file=tmp_path / "text")
-    refused("no file", file=tmp_path / "none")
-    refused("cannot name labels", name="../../lidc")
-    refused("none", on=tmp_path)
+    refused("no file", file=tmp_path / "none", code=2)
+    refused("is a folder", file=tmp_path, code=2)
+    refused("the other way round", on=database, file=tmp_path, code=2)
+    refused("cannot name labels", name="../../lidc", code=2)
+    refused("not a set of shards", on=tmp_path, code=2)
     none_known = write_database(tmp_path / "none.sqlite", [Annotation(1, "9.9", [(True, 1.0, OUTER)])])
     refused("none of the set's 3 series is one of the 1 in the database", file=none_known)
     away = write_database(tmp_path / "away.sqlite", [Annotation(1, "1.2.3.4", [(True, 77.0, OUTER)])])

@@ -77,16 +77,25 @@ def test_faults_are_one_message_and_write_nothing(
     write_labels(tmp_path / "foreign.jsonl", foreign)
     (tmp_path / "broken.jsonl").write_text("{}\n")
     (tmp_path / "key").write_bytes(b"another key of some length")
-    for options, problem in (
-        ([tmp_path / "foreign.jsonl", shards], "its series are not in the set"),
-        ([tmp_path / "broken.jsonl", shards], "broken.jsonl: line 1: a mark misses"),
-        ([tmp_path / "none.jsonl", shards], "none.jsonl"),
-        ([labels, tmp_path], "not a set of shards"),
-        ([labels, shards, "--key-file", tmp_path / "key"], "not the one that the set was packed with"),
+    (tmp_path / "empty.jsonl").write_text("")
+    for code, options, problem in (
+        (1, [tmp_path / "foreign.jsonl", shards], "its series are not in the set"),
+        (1, [tmp_path / "broken.jsonl", shards], "broken.jsonl: line 1: a mark misses"),
+        (1, [tmp_path / "empty.jsonl", shards], "holds no marks"),
+        (2, [tmp_path / "none.jsonl", shards], "there is no file"),
+        (2, [tmp_path, shards], "is a folder: name the file in it"),
+        (2, [shards, labels], "the other way round"),
+        (2, [labels, labels], "is a file, no folder"),
+        (2, [labels, tmp_path / "none"], "there is no folder"),
+        (2, [labels, tmp_path], "not a set of shards"),
+        (2, [labels, shards, "--key-file", tmp_path / "key"], "not the one that the set was packed with"),
+        (2, [labels, shards, "--key-file", tmp_path], "no key to read"),
     ):
-        assert label_series.main([*map(str, options), "--name", "no"]) == 1
+        assert label_series.main([*map(str, options), "--name", "no"]) == code
         message = capsys.readouterr().err
         assert message.startswith("label_series: ")
+        assert message.count("\n") == 1
+        assert "Errno" not in message
         assert problem in message
     assert not (shards / "labels" / "no.jsonl").exists()
 
@@ -106,3 +115,22 @@ def test_a_copy_without_its_private_folder_takes_labels_by_key_file(phantom: Pat
     assert label_series.main([str(phantom / "labels" / "nodules.jsonl"), str(copy), "--key-file", str(key)]) == 0
     assert (copy / "labels" / "nodules.jsonl").is_file()
     assert not (copy / "private").exists()
+
+
+def test_labels_that_are_replaced_are_counted_and_kept_from_an_empty_file(
+    phantom: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    marks = read_labels(phantom / "labels" / "nodules.jsonl")
+    write_labels(tmp_path / "one.jsonl", marks[:1])
+    write_labels(tmp_path / "all.jsonl", marks)
+    (tmp_path / "empty.jsonl").write_text("")
+
+    def code(name: str) -> int:
+        return label_series.main([str(tmp_path / f"{name}.jsonl"), str(shards), "--name", "grown"])
+
+    assert code("one") == 0
+    assert "1 marks written to" in capsys.readouterr().out
+    assert code("all") == 0
+    assert f"replaced 1 marks by {len(marks)} in" in capsys.readouterr().out
+    assert code("empty") == 1
+    assert len(read_labels(shards / "labels" / "grown.jsonl")) == len(marks)

@@ -273,10 +273,10 @@ def test_a_second_run_changes_nothing(study_folder: Path, capsys: pytest.Capture
 def test_other_options_and_foreign_folders_are_refused(
     study_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert make_phantom.main([str(study_folder), "--patients", "1"]) == 1
+    assert make_phantom.main([str(study_folder), "--patients", "1"]) == 2
     assert "--patients 4 --slices 10 --size 96 --seed 3" in capsys.readouterr().err
     (tmp_path / "precious.txt").write_text("mine")
-    assert make_phantom.main([str(tmp_path), *OPTIONS]) == 1
+    assert make_phantom.main([str(tmp_path), *OPTIONS]) == 2
     assert "nothing was changed" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packing.options import size_bytes
 from pydicom.dataset import Dataset
 
 from dinox_io import codec, open_shards
@@ -71,17 +73,26 @@ def test_help_is_for_newcomers(tool: ModuleType, capsys: pytest.CaptureFixture[s
     text = capsys.readouterr().out
     for part in ("--output", "--workers", "--shard-size", "--min-slices", "--val-fraction", "--test-fraction",
                  "--split-seed", "--key-file", "--split-gaps", "--allow-tilt", "--allow-burned-in", "--preset",
-                 "--about", "--part", "--merge", "--remove", "INPUT may be given and is not read", "130", "examples:",
+                 "--nifti-patient", "--about", "--part", "--merge", "--remove",
+                 "INPUT may be given and is not read", "130", "examples:",
                  "exit code:", "rejected.jsonl"):  # fmt: skip
         assert part in text
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512MiB", 512 << 20), ("2GB", 2 * 10**9), ("1.5GiB", 3 << 29), ("1000", 1000), ("64 kib", 65536)],
+    [
+        ("512MiB", 512 << 20),
+        ("2GB", 2 * 10**9),
+        ("1.5GiB", 3 << 29),
+        ("1000", 1000),
+        ("64 kib", 65536),
+        ("2TB", 2 * 10**12),
+        ("1tib", 1 << 40),
+    ],
 )
-def test_sizes(tool: ModuleType, text: str, size: int) -> None:
-    assert tool.size_bytes(text) == size
+def test_sizes(text: str, size: int) -> None:
+    assert size_bytes(text) == size
 
 
 def test_workers_default_to_the_cores_on_systems_without_affinity(
@@ -119,6 +130,8 @@ def test_an_end_without_a_set_is_said_last(
         ["--part", "1/2", "--key-file", "k", "--merge"],
         ["--merge", "--remove", "0" * 32],
         ["--about", "no_such_file.yaml"],
+        ["--output", ""],
+        ["--output", " "],
     ],
 )
 def test_usage_errors_exit_with_2(tool: ModuleType, tmp_path: Path, bad: list[str]) -> None:
@@ -126,6 +139,29 @@ def test_usage_errors_exit_with_2(tool: ModuleType, tmp_path: Path, bad: list[st
         tool.main([str(tmp_path), "--output", str(tmp_path / "out"), *bad])
     assert ended.value.code == 2
     assert tool.main([str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]) == 2
+
+
+@pytest.mark.parametrize("option", ["--workers", "--min-slices", "--shard-size"])
+def test_the_one_option_that_is_wrong_is_named(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    write_series(tmp_path / "in", 3)
+    assert run(tmp_path / "in", "--output", tmp_path / "out", option, 0) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"error: {option} must be at least 1, not 0\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_next_command_can_be_pasted(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "my scans; $HOME", tmp_path / "my 'set'"
+    write_series(source, 3)
+    assert run(source, "--output", out) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line, comments=True) == ["Next:", "python", "tools/verify_shards.py", str(out)]
+    assert line.endswith("--against INPUT")
+    assert "scans" not in line
 
 
 def test_a_damaged_set_exits_with_2_and_no_traceback(command: Command, tmp_path: Path) -> None:
@@ -144,7 +180,7 @@ def test_a_first_pack_with_its_own_key(command: Command, tmp_path: Path) -> None
     write_series(tmp_path / "in/b", 2, series="1.2", patient="P2")
     done = command(tmp_path / "in", "--output", tmp_path / "out")
     assert done.returncode == 3, done.stderr
-    assert "Packed 1 new volumes" in done.stdout
+    assert "Packed 1 new volume. " in done.stdout
     assert "TOO_FEW_SLICES" in done.stdout
     assert "packing" in done.stderr
     key = tmp_path / "out/private/key"
@@ -177,7 +213,7 @@ def test_the_lidc_series_have_their_digests(command: Command, shared_data: Path,
 def test_no_patient_leaves_the_private_folder(command: Command, shared_data: Path, tmp_path: Path) -> None:  # F44
     def change(_: int, dataset: Dataset) -> None:
         for element in list(dataset):
-            if element.VR in ("LO", "SH", "PN", "LT", "ST", "UT", "AE") and element.tag != 0x00280004:
+            if element.VR in ("LO", "SH", "PN", "LT", "ST", "UT", "AE") and element.tag not in (0x00280004, 0x00281054):
                 element.value = "ZZPHI"
         dataset.AccessionNumber = dataset.StudyDescription = dataset.PatientComments = "ZZPHI"
         dataset.PatientBirthDate = "19420228"
@@ -292,7 +328,7 @@ def test_parts_are_packed_and_united(
         assert run(*options, "--output", out, "--part", f"{number}/2") == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith("Next, when all parts are done: python tools/pack_")
     assert run("--merge", "--output", out) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"Next: python tools/verify_shards.py {out}"
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"Next: python tools/verify_shards.py {out}   # ")
     with open_shards(out) as united, open_shards(tmp_path / "whole") as whole:
         assert [(v.id, v.digest, v.split) for v in united.volumes] == [(v.id, v.digest, v.split) for v in whole.volumes]
     assert run(tmp_path / "in", "--merge", "--output", out) == 0
@@ -351,7 +387,7 @@ def test_a_patient_withdraws(run: Callable[..., int], tmp_path: Path, capsys: py
     assert run(tmp_path / "in", "--output", out, "--remove", patient) == 0
     said = capsys.readouterr().out
     assert "was removed before" in said
-    assert "Packed 1 new volumes" in said
+    assert "Packed 1 new volume. " in said
     assert "6 files  WITHDRAWN" in said
     for name, data in contents(out).items():
         assert patient.encode() not in data, name

@@ -189,3 +189,29 @@ def test_bytes_that_cannot_be_read_are_named_and_the_rest_is_verified(
     ]
     bad = shard.st_size - END_BYTES  # of no volume: met only when the whole file is hashed, from its first byte on
     assert [str(damage) for damage in verify_set(folder)] == [f"shard-000000.tar: byte 0 {reason}"]
+
+
+def test_a_shard_both_flipped_and_cut_is_named_for_both(folder: Path) -> None:
+    path = folder / "shard-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\x28\xb5\x2f\xfd") + 40] ^= 1
+    path.write_bytes(data[:-512])
+    said = [(damage.volume, damage.problem.split(":")[0]) for damage in verify_set(folder)]
+    assert said == [("0" * 32, "slice 0"), (None, f"it has {len(data) - 512} bytes instead of {len(data)}")]
+
+
+def test_a_folder_that_is_no_set_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit) as end:
+        verify_shards.main([str(tmp_path)])
+    assert end.value.code == 2
+    assert "is not a set of shards" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dinox_io.verify._verify_shard", interrupt)
+    assert verify_shards.main([str(folder), "--threads", "1"]) == 130
+    assert "verify_shards: interrupted" in capsys.readouterr().err.splitlines()[-1]

@@ -1,42 +1,60 @@
-"""A page of windows drawn at random from a whole set: what training sees, as slices and as one colour picture.
+"""Pages of windows drawn at random from a whole set: what training sees, as slices and as one colour picture.
 
-Invariant: which windows are drawn is a function of the set's digest and the seed.
+Invariant: which windows are drawn is a function of the set's digest and the seed; no volume comes twice before each
+came once.
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from dinox_io import ShardSet
+from preview.directions import directions, marked
 from preview.page import BLUE, FAINT, Page
 from preview.tiles import WIDE, fitted, gray, resized
 
 TILE, GAP, MARGIN = 200, 6, 20
 ACROSS = 2
+WINDOWS_A_PAGE = 20
 CAPTION, HEAD = 44, 66
 WIDTH = 2 * MARGIN + ACROSS * 4 * TILE + ACROSS * 3 * GAP + (ACROSS - 1) * 24
 
 
 def drawn_windows(shards: ShardSet, count: int, seed: int) -> list[tuple[int, int]]:
-    """`count` different (volume, z) of the whole set, all equally likely; all windows if it has fewer."""
-    ends = np.cumsum([volume.shape[0] for volume in shards.volumes])
-    total = int(ends[-1])
-    drawn: dict[int, None] = {}
+    """`count` different (volume, z): one of each volume, a second of each, and so on; all if there are fewer."""
+
+    def rank(*place: int) -> bytes:
+        return hashlib.sha256(f"preview\0{seed}\0{place}\0{shards.digest}".encode()).digest()
+
+    volumes = sorted(range(len(shards.volumes)), key=rank)
+    drawn: list[tuple[int, int]] = []
+    orders: dict[int, list[int]] = {}
     turn = 0
-    while len(drawn) < min(count, total):
-        digest = hashlib.sha256(f"preview\0{seed}\0{turn}\0{shards.digest}".encode()).digest()
-        drawn[int.from_bytes(digest[:16], "big") % total] = None
+    while volumes and len(drawn) < count:
+        for volume in volumes[: count - len(drawn)]:
+            if volume not in orders:
+                orders[volume] = sorted(range(shards.volumes[volume].shape[0]), key=lambda z, v=volume: rank(v, z))
+            drawn.append((volume, orders[volume][turn]))
         turn += 1
-    places = [int(np.searchsorted(ends, slice_number, side="right")) for slice_number in drawn]
-    return [(v, s - int(ends[v]) + shards.volumes[v].shape[0]) for v, s in zip(places, drawn, strict=True)]
+        volumes = [volume for volume in volumes if shards.volumes[volume].shape[0] > turn]
+    return drawn
 
 
-def draw_sample(shards: ShardSet, count: int, seed: int) -> Page:
-    """The page. Raises ShardError if a window is damaged."""
+def draw_samples(shards: ShardSet, count: int, seed: int) -> Iterator[tuple[str, Page]]:
+    """The pages and their file names. Raises ShardError if a window is damaged."""
     windows = drawn_windows(shards, count, seed)
+    pages = range(0, len(windows), WINDOWS_A_PAGE)
+    for number, start in enumerate(pages, start=1):
+        name, title = ("sample.png", "") if len(pages) == 1 else (f"sample-{number:02d}.png", f", page {number}")
+        title = f"{len(windows)} windows of {len(shards.volumes)} volumes, seed {seed}{title}"
+        yield name, _draw_page(shards, windows[start : start + WINDOWS_A_PAGE], title)
+
+
+def _draw_page(shards: ShardSet, windows: Sequence[tuple[int, int]], title: str) -> Page:
     rows = -(-len(windows) // ACROSS)
     page = Page(WIDTH, HEAD + rows * (TILE + CAPTION) + MARGIN)
-    page.text(MARGIN, 12, f"{len(windows)} windows of {len(shards.volumes)} volumes, seed {seed}", size=13, bold=True)
+    page.text(MARGIN, 12, title, size=13, bold=True)
     page.text(
         MARGIN, 38,
         f"slices z-1, z, z+1 in {WIDE.label}, and the three as red, green, blue: still anatomy is grey, coloured edges "
@@ -56,7 +74,8 @@ def _window(page: Page, left: int, top: int, shards: ShardSet, number: int, z: i
     _, rows, columns = volume.shape
     size = fitted((rows * volume.spacing_mm[1], columns * volume.spacing_mm[2]), (TILE, TILE))
     slices = [gray(resized(slice_hu, size), WIDE) for slice_hu in hu]
-    for place, pixels in enumerate((*slices, np.stack(slices, axis=-1))):
+    marks = directions(volume.orientation, shards.facts(volume)).axial
+    for place, pixels in enumerate((*(marked(pixels, marks) for pixels in slices), np.stack(slices, axis=-1))):
         x = left + place * (TILE + GAP) + (TILE - size[1]) // 2
         page.picture(x, top + (TILE - size[0]) // 2, pixels)
     page.text(left, top + TILE + 4, volume.id, size=8, color=BLUE)

@@ -11,15 +11,19 @@ import numpy as np
 
 from dinox_io import ShardSet, VolumeRecord
 from dinox_io.hounsfield import HISTOGRAM_BIN_HU, HU_MAX, HU_MIN, histogram
+from preview.directions import Directions, directions, marked
 from preview.page import BLUE, FAINT, ORANGE, Page
 from preview.tiles import BONE, LUNG, SOFT_TISSUE, WIDE, fitted, gray, resized
 
 SLICES = 16
 """Shown of a volume, in each window."""
-COLUMNS = 8
-TILE, GAP, LABEL = 194, 6, 17
+COLUMNS, ROWS = 8, 2
+"""At most. Fewer slices get larger tiles, so that rows are full."""
+TILE, TILE_MAX, GAP, LABEL = 194, 394, 6, 17
 MARGIN = 20
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
+REFORMATS = 690
+"""Width of the box of both reformats."""
 HEAD, HEADING = 62, 30
 PANEL = 440
 READ_SLICES = 16
@@ -43,27 +47,34 @@ class Reading:
     """Voxels at the ends of int16."""
 
 
-def draw_sheet(shards: ShardSet, volume: VolumeRecord) -> Page:
-    """The sheet of a volume. Raises ShardError if it is damaged."""
-    facts = shards.facts(volume)
-    reading = _read(shards, volume)
-    rows = -(-len(reading.chosen) // COLUMNS)
-    block = HEADING + rows * (TILE + LABEL + GAP)
+def draw_sheet(volume: VolumeRecord, facts: dict[str, Any], reading: Reading) -> Page:
+    """The sheet of a volume, of its facts and what was read of it."""
+    columns, width = layout(len(reading.chosen))
+    height = max(len(tile) for tile in reading.chosen.values())
+    block = HEADING + -(-len(reading.chosen) // columns) * (height + LABEL + GAP)
+    marks = directions(volume.orientation, facts)
     page = Page(WIDTH, HEAD + 3 * block + PANEL + 2 * MARGIN)
     _head(page, volume, facts)
     y = HEAD
     for window in (LUNG, SOFT_TISSUE, BONE):
         page.text(MARGIN, y + 6, window.label, color=BLUE, bold=True)
         for number, (z, tile) in enumerate(reading.chosen.items()):
-            row, column = divmod(number, COLUMNS)
-            left, top = MARGIN + column * (TILE + GAP), y + HEADING + row * (TILE + LABEL + GAP)
-            page.picture(left + (TILE - tile.shape[1]) // 2, top + (TILE - tile.shape[0]) // 2, gray(tile, window))
-            page.text(left, top + TILE + 3, f"z {z}   {volume.z_positions_mm[z]:.1f} mm", size=7, color=FAINT)
+            row, column = divmod(number, columns)
+            left, top = MARGIN + column * (width + GAP), y + HEADING + row * (height + LABEL + GAP)
+            page.picture(left + (width - tile.shape[1]) // 2, top, marked(gray(tile, window), marks.axial))
+            page.text(left, top + height + 3, f"z {z}   {volume.z_positions_mm[z]:.1f} mm", size=7, color=FAINT)
         y += block
-    _reformats(page, y + MARGIN, volume, reading)
+    _reformats(page, y + MARGIN, volume, reading, marks)
     _histogram(page, y + MARGIN, reading)
     _facts(page, y + MARGIN, volume, facts)
     return page
+
+
+def layout(slices: int) -> tuple[int, int]:
+    """Columns, and width of a tile in pixels, that fill the page with so many slices."""
+    rows = 1 if slices <= COLUMNS else ROWS
+    columns = -(-slices // rows)
+    return columns, min((WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns, TILE_MAX)
 
 
 def shown_slices(depth: int, count: int = SLICES) -> list[int]:
@@ -73,10 +84,12 @@ def shown_slices(depth: int, count: int = SLICES) -> list[int]:
     return [int((number + 0.5) * depth / count) for number in range(count)]
 
 
-def _read(shards: ShardSet, volume: VolumeRecord) -> Reading:
+def read_volume(shards: ShardSet, volume: VolumeRecord) -> Reading:
+    """One pass over a volume. Raises ShardError if it is damaged."""
     depth, rows, columns = volume.shape
-    size = fitted((rows * volume.spacing_mm[1], columns * volume.spacing_mm[2]), (TILE, TILE))
     wanted = set(shown_slices(depth))
+    _, width = layout(len(wanted))
+    size = fitted((rows * volume.spacing_mm[1], columns * volume.spacing_mm[2]), (width, width))
     reading = Reading(
         {}, np.empty((depth, columns), np.int16), np.empty((depth, rows), np.int16), histogram(np.empty(0, np.int16)), 0
     )
@@ -101,7 +114,8 @@ def _head(page: Page, volume: VolumeRecord, facts: dict[str, Any]) -> None:
     page.text(
         MARGIN, 38,
         f"{z} x {y} x {x} (z, y, x)   ·   spacing {dz:g} x {dy:g} x {dx:g} mm   ·   z {first:.1f} to {last:.1f} mm"
-        f"   ·   side: {volume.split}   ·   kernel: {_value(facts.get('kernel'))}   ·   kV: {_value(facts.get('kvp'))}",
+        f"   ·   side: {volume.split}   ·   kernel: {short_value(facts.get('kernel'))}"
+        f"   ·   kV: {short_value(facts.get('kvp'))}",
         color=FAINT,
     )  # fmt: skip
 
@@ -109,16 +123,32 @@ def _head(page: Page, volume: VolumeRecord, facts: dict[str, Any]) -> None:
 # ---------------------------------------------------------------------------------------------- the panel below
 
 
-def _reformats(page: Page, y: int, volume: VolumeRecord, reading: Reading) -> None:
+def _reformats(page: Page, y: int, volume: VolumeRecord, reading: Reading, marks: Directions) -> None:
     dz, dy, dx = volume.spacing_mm
     # Of a single slice the spacing may be unknown (0): it is drawn as thick as its pixels are high.
     height_mm = len(reading.coronal_hu) * (dz or dy)
-    left = MARGIN
-    for name, plane, across_mm in (("coronal", reading.coronal_hu, dx), ("sagittal", reading.sagittal_hu, dy)):
-        size = fitted((height_mm, plane.shape[1] * across_mm), (PANEL - HEADING, 330))
-        page.text(left, y, f"{name}, middle  (top: high z)", color=BLUE, bold=True)
-        page.picture(left, y + HEADING, gray(resized(plane[::-1], size), WIDE))
-        left += 350
+    planes = (
+        ("coronal", reading.coronal_hu, reading.coronal_hu.shape[1] * dx, marks.coronal),
+        ("sagittal", reading.sagittal_hu, reading.sagittal_hu.shape[1] * dy, marks.sagittal),
+    )
+    box, step = reformat_boxes(height_mm, max(across_mm for _, _, across_mm, _ in planes))
+    for number, (name, plane, across_mm, letters) in enumerate(planes):
+        size = fitted((height_mm, across_mm), box)
+        left, top = MARGIN + number * step[1], y + number * step[0]
+        page.text(left, top, f"{name}, middle  (top: high z)", color=BLUE, bold=True)
+        page.picture(left, top + HEADING, marked(gray(resized(plane[::-1], size), WIDE), letters))
+
+
+def reformat_boxes(height_mm: float, across_mm: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The box (rows, columns) of each reformat, and the step (down, right) to the second: whichever shows more.
+
+    A thick volume has them side by side, a thin one has its strips one below the other.
+    """
+    beside = (PANEL - HEADING, (REFORMATS - MARGIN) // 2)
+    below = (PANEL // 2 - HEADING - MARGIN // 2, REFORMATS)
+    if fitted((height_mm, across_mm), beside) >= fitted((height_mm, across_mm), below):
+        return beside, (0, beside[1] + MARGIN)
+    return below, (PANEL // 2, 0)
 
 
 def _histogram(page: Page, y: int, reading: Reading) -> None:
@@ -167,10 +197,10 @@ def fact_lines(volume: VolumeRecord, facts: dict[str, Any]) -> list[tuple[str, s
         ("patient", volume.patient), ("digest", volume.digest[:32]), ("directions x, y", directions),
         ("size", " x ".join(size_mm) + " mm"),
     ]  # fmt: skip
-    return own + [(name[:20], _value(value)) for name, value in sorted(facts.items())]
+    return own + [(name[:20], short_value(value)) for name, value in sorted(facts.items())]
 
 
-def _value(value: Any) -> str:
+def short_value(value: Any) -> str:
     """A fact in a few characters; of one that differs between slices, its range or its first values."""
     if value is None:
         return "not known"
@@ -179,7 +209,7 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
-        text = ", ".join(f"{name} {_value(part)}" for name, part in value.items()) or "none"
+        text = ", ".join(f"{name} {short_value(part)}" for name, part in value.items()) or "none"
     elif isinstance(value, list):
         text = _listed(value)
     else:
@@ -188,7 +218,7 @@ def _value(value: Any) -> str:
 
 
 def _listed(values: Sequence[Any]) -> str:
-    distinct = sorted({_value(value) for value in values})
+    distinct = sorted({short_value(value) for value in values})
     if len(values) > 4 and distinct:
         return f"{len(distinct)} values: " + ", ".join(distinct)
-    return ", ".join(_value(value) for value in values) or "none"
+    return ", ".join(short_value(value) for value in values) or "none"
