@@ -11,7 +11,7 @@ import torch
 import dinox_io
 from dinox_io import hounsfield
 from dinox_model import Preprocess, preprocess
-from dinox_train.feed import to_device
+from dinox_train.feed import Feed
 from dinox_train.views import render_whole_slices
 from tests.io.dicom_factory import set_pixels, slice_dataset, write
 
@@ -41,7 +41,7 @@ def test_hu_are_the_same_from_the_file_to_the_network(tmp_path: Path, repository
         with dinox_io.Loader(shards, batch_size=SLICES, split=None) as loader:
             batch = next(loader)
             centers = batch.center
-            images = to_device(batch, torch.device("cpu"))
+            images = Feed(torch.device("cpu")).to_device(batch)
             seen = render_whole_slices(images, batch.sizes, SIDE, WHOLE_RANGE)[:, 1]
             used = WHOLE_RANGE.apply(images)[:, 1]
 
