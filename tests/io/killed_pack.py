@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 EVENTS = {"os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree"}
@@ -32,6 +33,7 @@ def watch(kill_before: int) -> list[int]:
 if __name__ == "__main__":  # its worker processes import this file too
     tool, kill_before = sys.argv[1], int(sys.argv[2])
     sys.argv = [tool, *sys.argv[3:]]
+    sys.path.insert(0, str(Path(tool).parent))  # as Python does for a script; runpy does not
     sys.dont_write_bytecode = True
     changes = watch(kill_before)
     try:
