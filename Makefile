@@ -22,7 +22,7 @@ setup:  ## .venv with everything [TORCH_INDEX=URL of torch builds] [WHEELS=folde
 demo: .venv/.ready  ## from DICOM to a report in minutes [DATA=folder of your own DICOM] [SHORT=1]
 	@$(RUN) tools/demo.py $(if $(DATA),--data "$(DATA)") $(if $(SHORT),--short)
 
-test: check  ## format, lint, types of packages and tools, and tests; under 10 minutes on 2 cores
+test: check  ## format, lint, types of packages and tools, and tests; about 12 minutes on 2 cores
 	@$(RUN) -m pytest
 
 check: .venv/.ready  ## only format, lint, and types of packages and tools
