@@ -472,6 +472,7 @@ def test_an_abandoned_loader_does_not_hang_the_interpreter(folder: Path, reposit
 
 
 @pytest.mark.fault
+@pytest.mark.timeout(900)  # 22,000 batches
 def test_memory_does_not_grow(folder: Path) -> None:
     """F29: less than 1 KB a batch over 20,000 batches, after a warm-up."""
 
