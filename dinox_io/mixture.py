@@ -72,12 +72,9 @@ class Mixture:
         if len(drawn) == 1:
             return draws
         key = np.array([self._seed, position], np.uint64)
-        rows = np.argsort(mixed(key[:1] ^ mixed(key[1:] * np.uint64(len(window)) + _row_keys(len(window)))))
+        draw = key[1:] * np.uint64(len(window)) + np.arange(len(window), dtype=np.uint64)
+        rows = np.argsort(mixed(key[:1] ^ mixed(draw)))
         return Draws(*(column[rows] for column in draws))
-
-
-def _row_keys(count: int) -> np.ndarray:
-    return np.arange(count, dtype=np.uint64)
 
 
 def _seed_of_set(seed: int, number: int) -> int:

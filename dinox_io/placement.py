@@ -180,22 +180,19 @@ class RunPlacement:
         if not self._make_room(len(new), {one.key for one in wanted}):
             return None
         windows: list[np.ndarray] = []
-        jobs: list[Job] = []
-        used: list[_Stretch] = []
+        used: dict[_Stretch, None] = {}  # a set that keeps its order
         for row, (one, (y, x)) in enumerate(zip(wanted, sizes.tolist(), strict=True)):
             stretch = self._alive.get(one.key)
             if stretch is None:
                 stretch = self._alive[one.key] = self._begin(one, y, x)
-            if stretch not in used:
-                stretch.users += 1
-                used.append(stretch)
+            used[stretch] = None
             stretch.left -= 1
-            if not stretch.job.done:
-                jobs.append(stretch.job)
             step = int(plan.step[row])
             first = int(plan.center[row]) - self._depth // 2 * step - stretch.first_slice
             windows.append(stretch.job.out[first : first + (self._depth - 1) * step + 1 : step])
-        jobs = list(dict.fromkeys(jobs))
+        for stretch in used:
+            stretch.users += 1
+        jobs = [stretch.job for stretch in used if not stretch.job.done]
         return Placed(
             sequence=sequence, plan=plan, sizes=sizes, jobs=jobs, windows=windows, images=None, held=list(used)
         )

@@ -143,8 +143,7 @@ class Evaluator:
         """`count` windows of a side (all, where it has fewer), from the middle of equal stretches of its windows."""
         data, sets = self._config.data, self._dataset.having(side)
         tables = [
-            shards.window_table(shards.volumes_of(side), data.depth, data.step, step_mm=data.step_mm, every_mm=None)
-            for shards in sets
+            shards.window_table(shards.volumes_of(side), data.depth, data.step, step_mm=data.step_mm) for shards in sets
         ]
         ends = np.cumsum([table.num_windows for table in tables])
         count = min(count, int(ends[-1]))
