@@ -6,12 +6,13 @@ from dinox_io.codec import FILTERS, SliceDecoder
 
 
 class ThreadDecoder:
-    """Not to be shared between threads. Its counters only grow: read_bytes, read_s and the decoders' sums."""
+    """Not to be shared between threads. Its counters only grow: read_bytes, read_s, cached_bytes (that came
+    from a cache of slices) and the decoders' sums."""
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(0))
         self._decoders = {name: SliceDecoder(name) for name in FILTERS}
-        self.read_bytes, self.read_s = 0, 0.0
+        self.read_bytes, self.read_s, self.cached_bytes = 0, 0.0, 0
 
     def buffer(self, size: int) -> memoryview:
         """`size` bytes to read into; the same memory as before, where it is large enough."""

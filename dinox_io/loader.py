@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinox_io.batch import Batch
+from dinox_io.cache import with_cache
 from dinox_io.loading import run_pipeline, slab_pipeline
 from dinox_io.memory import Allocate, plain_memory
 from dinox_io.mixture import Mixture, check_weights
@@ -56,6 +57,7 @@ class Loader:
         threads: int | None = None,
         prefetch_bytes: int = 256 << 20,
         pool_bytes: int = 2 << 30,
+        cache_bytes: int = 0,
         max_gbps: float | None = None,
         filtered: bool = False,
         slab: Allocate | None = None,
@@ -78,6 +80,7 @@ class Loader:
             threads: that decode, at most; as many as there are cores if None. No more are active than are needed.
             prefetch_bytes: batches that are made ahead, at least one. pool_bytes: decoded runs (mode "runs"); where not
                 all that are alive fit, some are decoded again (`counters["decoded_again"]`).
+            cache_bytes: decoded slices of as many whole volumes as that holds stay in memory, from pass to pass.
             max_gbps: cap on decoded data, 10^9 bytes a second.
             filtered: hand out what is unpacked but still filtered, for a device that undoes the filter.
             slab: gives the memory for slabs, or for pool and images: uint8 (n,) for a number of bytes; plain if None.
@@ -117,11 +120,15 @@ class Loader:
             "filtered": filtered,
             "allocate": slab or plain_memory,
         }
+        sources = sets
+        if cache_bytes:
+            draws = [weight / table.num_windows for weight, table in zip(weights, tables, strict=True)]
+            sources = with_cache(sets, [table.volume for table in tables], draws, cache_bytes=cache_bytes)
         if runs == 1:
-            self._pipeline = slab_pipeline(sets, planner, rows=planner.rows, **given)
+            self._pipeline = slab_pipeline(sources, planner, rows=planner.rows, **given)
         else:
             self._pipeline, self._runs = run_pipeline(
-                sets, planner, mixture, tables, parts=parts, run_length=runs, pool_bytes=pool_bytes, **given
+                sources, planner, mixture, tables, parts=parts, run_length=runs, pool_bytes=pool_bytes, **given
             )
         # Ends the threads when a user drops the loader without closing it, and at exit.
         self._finalizer = weakref.finalize(self, self._pipeline.stop)
@@ -143,10 +150,11 @@ class Loader:
 
     @property
     def counters(self) -> dict[str, float]:
-        """Sums since the start: read_bytes, decoded_bytes; copied_bytes of `Batch.images`; read_s, decode_s (zstd and
+        """Sums since the start: read_bytes, decoded_bytes, cached_bytes (that were decoded before); copied_bytes of
+        `Batch.images`; read_s, decode_s (zstd and
         hash), unfilter_s over all threads; wait_s of the consumer; decoded_again, the runs that the pool had no room to
         keep. And how many threads are active now, active_threads."""
-        names = ("read_bytes", "decoded_bytes", "read_s", "decode_s", "unfilter_s")
+        names = ("read_bytes", "decoded_bytes", "cached_bytes", "read_s", "decode_s", "unfilter_s")
         counters: dict[str, float] = {
             name: sum(getattr(decoder, name) for decoder in self._pipeline.decoders) for name in names
         }

@@ -66,7 +66,7 @@ class Config(Section):
 # mathematics.
 FREE_ON_RESUME = (
     *("run.", "device", "data.shards", "data.threads", "data.prefetch_mib", "data.pool_mib", "data.max_gbps"),
-    *("data.timeout_s",),
+    *("data.cache_mib", "data.timeout_s"),
     *("train.updates", "train.accumulation", "checkpoint.", "evaluate.", "log.", "health."),
 )
 

@@ -40,7 +40,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 VARYING = frozenset(
     {"images_per_s", "data_wait_fraction", "memory_bytes", "loader_threads"}
-    | {"read_bytes", "decoded_bytes", "copied_bytes", "read_s", "decode_s", "unfilter_s", "decoded_again"}
+    | {
+        "read_bytes",
+        "decoded_bytes",
+        "cached_bytes",
+        "copied_bytes",
+        "read_s",
+        "decode_s",
+        "unfilter_s",
+        "decoded_again",
+    }
 )
 """What may differ between the lines of runs that are the same: time, memory, and how far the loader is ahead."""
 

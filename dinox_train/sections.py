@@ -67,6 +67,8 @@ class DataSection(Section):
     """Memory for batches that are read ahead, MiB; never more than eight micro-batches are."""
     pool_mib: Positive = 2048
     """Memory for decoded runs, MiB; where not all fit that are wanted, some are decoded again."""
+    cache_mib: Annotated[int, Field(ge=0)] = 0
+    """Memory for decoded slices that stay from epoch to epoch, MiB: as many whole volumes as fit. For small sets."""
     max_gbps: Annotated[float, Field(gt=0)] | None = None
     """Cap on what the loader decodes, 10^9 bytes a second, to leave the rest of a shared memory bus alone."""
     timeout_s: Annotated[float, Field(gt=0)] = 300.0

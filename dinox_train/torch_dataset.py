@@ -42,11 +42,12 @@ class LoaderSettings(TypedDict, total=False):
     threads: int | None
     prefetch_bytes: int
     pool_bytes: int
+    cache_bytes: int
     max_gbps: float | None
     timeout_s: float
 
 
-_SAME_BATCHES_ANYWAY = ("threads", "prefetch_bytes", "pool_bytes", "max_gbps", "timeout_s")
+_SAME_BATCHES_ANYWAY = ("threads", "prefetch_bytes", "pool_bytes", "cache_bytes", "max_gbps", "timeout_s")
 
 
 class WindowBatches(IterableDataset[dict[str, Tensor]]):

@@ -41,7 +41,10 @@ _ENDINGS = {
 }
 
 
-LOADER_SUMS = ("read_bytes", "decoded_bytes", "copied_bytes", "read_s", "decode_s", "unfilter_s", "decoded_again")
+LOADER_SUMS = (
+    *("read_bytes", "decoded_bytes", "cached_bytes", "copied_bytes"),
+    *("read_s", "decode_s", "unfilter_s", "decoded_again"),
+)
 """Of the loader's counters, those whose growth in an update stands in its line."""
 
 
@@ -200,6 +203,7 @@ class Trainer:
                 threads=data.threads,
                 prefetch_bytes=data.prefetch_mib * 2**20,
                 pool_bytes=data.pool_mib * 2**20,
+                cache_bytes=data.cache_mib * 2**20,
                 max_gbps=data.max_gbps,
                 slab=self.feed.allocate,
                 timeout_s=data.timeout_s,

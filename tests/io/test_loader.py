@@ -245,6 +245,7 @@ def test_counters_only_grow_and_count_bytes(shards: dinox_io.ShardSet) -> None:
             "wait_s",
             "decoded_again",
             "copied_bytes",
+            "cached_bytes",
         }
         assert set(loader.counters) == sums | {"active_threads"}
         next(loader)

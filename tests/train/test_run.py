@@ -76,7 +76,16 @@ def test_metrics_have_one_line_an_update_with_every_field(whole: Path) -> None:
         *("update", "applied", "images", "views", "tokens", "epoch", "lr", "grad_norm", "images_per_s"),
         *("loss", "loss_dino", "loss_ibot", "loss_koleo", "loss_gram", "loss_val", "knn_z", "knn_label"),
         *("data_wait_fraction", "read_bytes", "decoded_bytes", "memory_bytes"),
-        *("copied_bytes", "read_s", "decode_s", "unfilter_s", "decoded_again", "loader_threads", "set_shares"),
+        *(
+            "cached_bytes",
+            "copied_bytes",
+            "read_s",
+            "decode_s",
+            "unfilter_s",
+            "decoded_again",
+            "loader_threads",
+            "set_shares",
+        ),
         *("teacher_entropy", "prototype_use", "feature_std", "effective_rank"),
     }
     for line in found:
