@@ -42,7 +42,8 @@ exit code: 0 measured, whatever came out (the targets are in the result); 2 it c
 """
 SIZE, SLICES = 1500, 128
 SIZE_QUICK, SLICES_QUICK = 100, 24
-COLD_ROUNDS = 9
+ROUNDS, COLD_ROUNDS = 9, 5
+"""Of so many contenders that each round takes half a minute."""
 QUICK_COLD = ("npy pread", "tensorstore blosc")
 """Peers of the cold session with --quick."""
 ABSENT = {
@@ -80,7 +81,8 @@ def run(found: Sequence[cases.Case], given: Given, plan: Plan) -> Result:
         data=[case.described() for case in found],
         conditions={
             **plan.conditions(-1), "batch_size": our_loaders.BATCH_SIZE, "depth": our_loaders.DEPTH, "set": data.facts,
-            "filters": filters.describe(), "filesystem": machine.filesystem(given.scratch), "cold_rounds": COLD_ROUNDS,
+            "filters": filters.describe(), "filesystem": machine.filesystem(given.scratch),
+            "rounds": min(plan.rounds, ROUNDS), "cold_rounds": min(plan.rounds, COLD_ROUNDS),
         },
         versions={"dinox": our_loaders.versions()},
     )  # fmt: skip
@@ -163,7 +165,7 @@ def _session(
                 worker = stack.enter_context(Worker(str(given.peers), "peer_loaders", arguments, environment="peers"))
                 workers[f"{store}, {how}"] = worker
                 contenders.append(worker.contender(how, f"{store}, {how} [{name}]"))
-        rounds = min(plan.rounds, COLD_ROUNDS) if cold else plan.rounds
+        rounds = min(plan.rounds, COLD_ROUNDS if cold else ROUNDS)
         measured: Measurement = measure(contenders, rounds=rounds, round_s=plan.round_s, tell=tell)
         made.take(measured)
         spent: dict[str, Any] = {}

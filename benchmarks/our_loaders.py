@@ -81,7 +81,7 @@ class _Ours:
 
     @property
     def batches(self) -> int:
-        return 2 if self.quick else (4 if self.cold else 16)
+        return 2 if self.quick else (4 if self.cold else 8)
 
     def loader(self, preset: str, mode: str, threads: int | None, filtered: bool) -> tuple[Loader, _Memory]:
         key = (preset, mode, threads, filtered)

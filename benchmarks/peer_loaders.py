@@ -17,6 +17,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -36,6 +37,8 @@ PACKAGES = (
     "nibabel", "webdataset", "torch",
 )  # fmt: skip
 WEBDATASET = "webdataset windows"
+RUN_S, MOST_BATCHES = 1.0, 8
+"""How long a run of a peer is to take about, and never more batches than one of ours has."""
 
 
 def versions() -> dict[str, str]:
@@ -106,9 +109,15 @@ class _Bench:
         if not np.array_equal(found, self.true(volume, first, len(found))):
             raise ValueError(f"{self.name} does not give back what was stored (volume {volume}, slice {first})")
 
-    @property
-    def batches(self) -> int:
-        return 2 if self.quick else (4 if self.cold else 16)
+    def enough(self, run: Callable[[int], float]) -> int:
+        """Batches that take about RUN_S, of so many as every worker has the same number: slow peers get few."""
+        if self.quick:
+            return 2
+        run(self.cores)
+        begin_s = time.perf_counter()
+        run(self.cores)
+        batch_s = (time.perf_counter() - begin_s) / self.cores
+        return self.cores * min(max(round(RUN_S / batch_s / self.cores), 1), MOST_BATCHES // self.cores)
 
     def prepared(self, run: Callable[[], float], before: Callable[[], None] | None = None) -> Prepared:
         paths = loader_meters.files_under(self.path)
@@ -160,17 +169,18 @@ class _Bench:
             persistent_workers=True, multiprocessing_context="fork",
         )  # fmt: skip
         # .nii.gz: to read a slice, all before it must be unpacked. A batch would take a minute.
-        count = 4 * self.cores if self.name == "nifti gz" else self.batches * BATCH_SIZE
+        batch = 4 if self.name == "nifti gz" else BATCH_SIZE
 
-        def run() -> float:
-            order[:] = [next(self.stream) for _ in range(count)]
+        def run_of(batches: int) -> float:
+            order[:] = [next(self.stream) for _ in range(batches * batch)]
             return sum(len(batch) for batch in loader)
 
-        order[:] = [next(self.stream) for _ in range(min(count, 2 * BATCH_SIZE))]
+        order[:] = [next(self.stream) for _ in range(2 * batch)]
         found = [window.numpy() for batch in loader for window in batch]
         for number, window in zip(order, found, strict=True):
             self.check(window, *self.windows[number])
-        return self.prepared(run)
+        batches = self.enough(run_of)
+        return self.prepared(lambda: run_of(batches))
 
     def with_own_threads(self) -> Prepared:
         """TensorStore."""
@@ -185,10 +195,11 @@ class _Bench:
         for window, (volume, first) in zip(out, batch(), strict=True):
             self.check(window, volume, first)
 
-        def run() -> float:
-            return sum(len(batch()) for _ in range(self.batches))
+        def run_of(batches: int) -> float:
+            return sum(len(batch()) for _ in range(batches))
 
-        return self.prepared(run, reader.close)
+        batches = self.enough(run_of)
+        return self.prepared(lambda: run_of(batches), reader.close)
 
     def with_runs(self) -> Prepared:
         """Our access pattern."""
@@ -215,13 +226,14 @@ class _Bench:
             self.check(slots[slot, : run_of[2] + DEPTH - 1], run_of[0], run_of[1])
         assert few
 
-        def run() -> float:
-            return sum(pool.map(read, tasks(self.batches * batch_runs)))
+        def run_of(batches: int) -> float:
+            return sum(pool.map(read, tasks(batches * batch_runs)))
 
         def reopen() -> None:
             generation[0] += 1
 
-        return self.prepared(run, reopen)
+        batches = self.enough(run_of)
+        return self.prepared(lambda: run_of(batches), reopen)
 
     def _runs(self) -> Iterator[tuple[int, int, int]]:
         """(volume, first slice, windows) of runs, each once in random order, their borders moved in each pass."""
