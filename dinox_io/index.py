@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgpack
@@ -58,15 +59,14 @@ class SetIndex:
         self.frame_bytes, self.checksum, self.z_mm = (columns[name] for name in _SLICE_COLUMNS)
         self.first = np.concatenate([[0], np.cumsum(self.shape[:, 0], dtype=np.int64)])
 
-    def frames(self, volume: int, start: int, stop: int) -> np.ndarray:
-        """int64 (stop - start + 1,): where frames start … stop - 1 of a volume begin in its shard, and the last ends.
+    def frames(self, volume: int, start: int, stop: int) -> list[int]:
+        """Where frames start … stop - 1 of a volume begin in its shard, and where the last ends: stop - start + 1.
 
         Summed up here, not kept: 8 bytes a slice would be half of the index again.
         """
         first = int(self.first[volume])
         begin = int(self.body_offset[volume]) + int(self.frame_bytes[first : first + start].sum(dtype=np.int64))
-        sizes = self.frame_bytes[first + start : first + stop]
-        return np.concatenate([[begin], begin + np.cumsum(sizes, dtype=np.int64)])
+        return list(accumulate(self.frame_bytes[first + start : first + stop].tolist(), initial=begin))
 
     def body_end(self) -> np.ndarray:
         """int64 (v,): first byte behind the last frame of each volume, where its seek table begins."""

@@ -165,9 +165,10 @@ class ShardSet:
         """
         index, first = self._index, int(self._index.first[volume])
         file = self._files[int(index.shard[volume])]
-        wanted = slices[slices >= 0]
-        lowest, highest = int(wanted.min()), int(wanted.max())
-        offsets = index.frames(volume, lowest, highest + 1).tolist()
+        numbers = slices.tolist()
+        wanted = numbers if min(numbers) >= 0 else [z for z in numbers if z >= 0]
+        lowest, highest = min(wanted), max(wanted)
+        offsets = index.frames(volume, lowest, highest + 1)
         start, stop = offsets[0], offsets[-1]
         begin_s = time.perf_counter()
         data = decoder.buffer(stop - start)
@@ -180,7 +181,7 @@ class ShardSet:
         slice_decoder = decoder.of_filter(FILTERS[index.filter[volume]])
         decode = slice_decoder.decompress_into if filtered else slice_decoder.decode_into
         done: dict[int, int] = {}
-        for row, z in enumerate(slices.tolist()):
+        for row, z in enumerate(numbers):
             if z < 0:
                 continue
             if z in done:
