@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +21,14 @@ import torch
 from torch import Tensor
 
 from dinox_model.config import ViTConfig
+from dinox_model.folders import replace_file, write_folder
 from dinox_model.preprocess import Preprocess
+from dinox_model.tensor_files import StoredTensors, WeightsError, write_tensors
 from dinox_model.vit import VisionTransformer
 
 FORMAT = "dinox-model"
 VERSION = 1
 CONFIG, WEIGHTS, PREPROCESS = "config.json", "model.safetensors", "preprocess.json"
-
-
-class WeightsError(ValueError):
-    """A folder that does not hold a whole network that this version can read, or a network that cannot be saved."""
 
 
 def save(model: VisionTransformer, folder: str | Path) -> None:
@@ -51,17 +47,7 @@ def save(model: VisionTransformer, folder: str | Path) -> None:
     if folder.is_dir():
         _write_files(model, folder)
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # left by an earlier crash
-    temporary.mkdir()
-    try:
-        _write_files(model, temporary)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync(folder.parent)
+    write_folder(folder, lambda temporary: _write_files(model, temporary))
 
 
 def load(folder: str | Path) -> VisionTransformer:
@@ -71,7 +57,7 @@ def load(folder: str | Path) -> VisionTransformer:
     parameters that are missing, too many, or of another shape.
     """
     folder = Path(folder)
-    document = _read_json(folder / CONFIG)
+    document = read_json(folder / CONFIG)
     if document.get("format") != FORMAT or document.get("version") != VERSION:
         found = f"format {document.get('format')!r}, version {document.get('version')!r}"
         raise WeightsError(f"{folder / CONFIG}: {found}; this dinox_model reads {FORMAT!r}, version {VERSION}")
@@ -79,72 +65,54 @@ def load(folder: str | Path) -> VisionTransformer:
         config = ViTConfig.from_dict(_member(document, "config", folder / CONFIG))
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
-    with torch.device("meta"):
-        model = VisionTransformer(config)
+    model = empty_network(config)
     tensors = _read_tensors(folder / WEIGHTS, model.state_dict())
-    model.preprocess = _read_preprocess(folder / PREPROCESS)
+    model.preprocess = read_preprocess(folder / PREPROCESS)
     _check_digests(folder, _member(document, "sha256", folder / CONFIG))
-    model.to_empty(device="cpu")
     model.load_state_dict(tensors)
     return model.eval()
 
 
-def _write_files(model: VisionTransformer, folder: Path) -> None:
-    from safetensors.torch import save_file
+def empty_network(config: ViTConfig) -> VisionTransformer:
+    """A network on the CPU whose numbers have no meaning until all of its state is loaded."""
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    model.to_empty(device="cpu")
+    return model
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    preprocess = {"format": f"{FORMAT}-preprocess", "version": VERSION, **model.preprocess.to_dict()}
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-    _replace(folder / PREPROCESS, lambda path: path.write_text(_json(preprocess)))
+
+def write_preprocess(preprocess: Preprocess, folder: Path) -> None:
+    """preprocess.json, as `load` reads it."""
+    document = {"format": f"{FORMAT}-preprocess", "version": VERSION, **preprocess.to_dict()}
+    replace_file(folder / PREPROCESS, lambda path: path.write_text(_json(document)))
+
+
+def _write_files(model: VisionTransformer, folder: Path) -> None:
+    replace_file(folder / WEIGHTS, lambda path: write_tensors(model.state_dict(), path))
+    write_preprocess(model.preprocess, folder)
     digests = {name: _sha256(folder / name) for name in (WEIGHTS, PREPROCESS)}
     config = {"format": FORMAT, "version": VERSION, "config": model.config.to_dict(), "sha256": digests}
-    _replace(folder / CONFIG, lambda path: path.write_text(_json(config)))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        _sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file's bytes, or a folder's names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    replace_file(folder / CONFIG, lambda path: path.write_text(_json(config)))
 
 
 def _read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; a network's folder holds {CONFIG}, {WEIGHTS} and {PREPROCESS}")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: damaged, or no safetensors file ({error})") from error
-    faults = [f"missing {name}" for name in wanted if name not in tensors]
-    faults += [f"unknown {name}" for name in tensors if name not in wanted]
-    for name, tensor in tensors.items():
-        found = f"{tensor.dtype} {tuple(tensor.shape)}"
+    stored = StoredTensors([path])
+    faults = [f"missing {name}" for name in wanted if name not in stored]
+    faults += [f"unknown {name}" for name in stored if name not in wanted]
+    for name in stored:
+        found = f"{stored.dtype(name)} {stored.shape(name)}"
         expected = f"{wanted[name].dtype} {tuple(wanted[name].shape)}" if name in wanted else found
         faults += [f"{name} is {found}, not {expected}"] if found != expected else []
     if faults:
         raise WeightsError(f"{path}: not the parameters of the network in {CONFIG}: " + "; ".join(faults))
-    return tensors
+    return dict(stored)
 
 
-def _read_preprocess(path: Path) -> Preprocess:
-    document = _read_json(path)
+def read_preprocess(path: Path) -> Preprocess:
+    """What `write_preprocess` wrote. Raises WeightsError for anything else."""
+    document = read_json(path)
     expected = {"format": f"{FORMAT}-preprocess", "version": VERSION}
     names = Preprocess().to_dict()
     if any(document.get(key) != value for key, value in expected.items()) or set(document) != {*names, *expected}:
@@ -164,7 +132,8 @@ def _check_digests(folder: Path, digests: Mapping[str, Any]) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises WeightsError where there is none."""
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:

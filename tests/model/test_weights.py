@@ -59,6 +59,27 @@ def test_there_and_back_is_bit_equal(tmp_path: Path, mlp: str, qkv_bias: str) ->
     assert names(tmp_path / "a") == {"net"}
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_stored_periods": True},
+        {"positions": "learned", "learned_grid": (3, 5)},
+        {"positions": "fourier", "cls_token": False},
+        {"positions": "rope_mm", "scale_conditioning": True},
+        {"norm": "rms", "qk_norm": True, "layer_scale": None, "num_registers": 0, "mlp": "geglu"},
+        {"untied_cls_norm": True},
+    ],
+)
+def test_every_number_of_every_option_comes_back(tmp_path: Path, changes: dict) -> None:
+    model = dinox_model.build(ViTConfig.from_dict(TINY.to_dict() | changes), seed=7)
+    kept = model.state_dict()
+    assert {name for name, _ in model.named_buffers()} <= set(kept), "a buffer that is not saved is lost by load"
+    for tensor in kept.values():
+        tensor.copy_(torch.randn(tensor.shape))
+    dinox_model.save(model, tmp_path / "net")
+    assert_equal(dinox_model.load(tmp_path / "net"), model)
+
+
 def test_the_same_network_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     dinox_model.save(network(), tmp_path / "again")
     for name in FILES:
@@ -78,14 +99,14 @@ def test_a_save_that_fails_leaves_nothing_or_what_load_refuses(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
     calls = iter(range(3))
-    whole = weights._replace
+    whole = weights.replace_file
 
     def fail(path, write):
         if next(calls) == fails_at:
             raise OSError("no space left on device")
         whole(path, write)
 
-    monkeypatch.setattr(weights, "_replace", fail)
+    monkeypatch.setattr(weights, "replace_file", fail)
     with pytest.raises(OSError, match="no space"):
         dinox_model.save(network(), tmp_path / "new")
     assert names(tmp_path) == {"net"}
