@@ -4,8 +4,15 @@
 >>> features = dinox_model.encode(model, hu, spacing_mm)
 """
 
+from dinox_model.attention_maps import AttentionMaps as AttentionMaps
+from dinox_model.attention_maps import attention_maps as attention_maps
 from dinox_model.config import PRESETS as PRESETS
 from dinox_model.config import ViTConfig as ViTConfig
+from dinox_model.convert.export import save_pretrained as save_pretrained
+from dinox_model.convert.pretrained import load_pretrained as load_pretrained
+from dinox_model.convert.report import Report as Report
+from dinox_model.draws import Draws as Draws
+from dinox_model.draws import draw_from as draw_from
 from dinox_model.heads import PrototypeHead as PrototypeHead
 from dinox_model.preprocess import Preprocess as Preprocess
 from dinox_model.preprocess import encode as encode

@@ -114,24 +114,26 @@ def encode(
 
     `hu`: int16 (b, k, y, x) of any size, k the network's slices; an image whose sides are no multiples of the patch
     size is padded with air below and to the right. `spacing_mm`: (b, 3), z, y, x, each finite and not negative (z is 0
-    for a single slice of unknown spacing). The network has no physical scale yet: spacing is checked and does not
-    change features.
+    for a single slice of unknown spacing). It is checked always, and changes features only of networks that look at
+    the size of pixels (`config.uses_mm_per_pixel`).
     Raises TypeError or ValueError for another dtype or shape. The features lie on the network's device.
     """
     hu = torch.tensor(hu) if isinstance(hu, np.ndarray) else hu
-    check_spacing(spacing_mm, num_images=hu.shape[0] if hu.ndim else 0)
-    device = model.cls_token.device
+    spacing = check_spacing(spacing_mm, num_images=hu.shape[0] if hu.ndim else 0)
+    device = model.patch_embed.weight.device
+    mm_per_pixel = spacing[:, 1:].float().to(device) if model.config.uses_mm_per_pixel else None
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return model(model.preprocess.apply(hu.to(device), model.config.patch_size))
+            x = model.preprocess.apply(hu.to(device), model.config.patch_size)
+            return model(x, mm_per_pixel=mm_per_pixel)
     finally:
         model.train(was_training)
 
 
-def check_spacing(spacing_mm: Tensor | np.ndarray | Sequence[Sequence[float]], num_images: int) -> None:
-    """Raises ValueError where `spacing_mm` is not (num_images, 3) of sensible numbers."""
+def check_spacing(spacing_mm: Tensor | np.ndarray | Sequence[Sequence[float]], num_images: int) -> Tensor:
+    """`spacing_mm` as a tensor. Raises ValueError where it is not (num_images, 3) of sensible numbers."""
     spacing = torch.as_tensor(np.array(spacing_mm) if isinstance(spacing_mm, np.ndarray) else spacing_mm)
     if spacing.shape != (num_images, 3):
         raise ValueError(
@@ -139,3 +141,4 @@ def check_spacing(spacing_mm: Tensor | np.ndarray | Sequence[Sequence[float]], n
         )
     if not bool((spacing.isfinite() & (spacing >= 0)).all() and (spacing[:, 1:] > 0).all()):
         raise ValueError(f"spacing_mm must be finite, y and x positive, z not negative; it is {spacing.tolist()}")
+    return spacing

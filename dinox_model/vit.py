@@ -1,45 +1,44 @@
-"""The network: a vision transformer with DINOv3's layout, and `build`, which makes one with first weights.
+"""The network: a vision transformer with DINOv3's layout by default, and `build`, which makes one with first weights.
 
-    image ─▶ patches ─▶ Linear ─▶ [CLS, registers, patches] ─▶ blocks ─▶ LayerNorm ─▶ ViTFeatures
-                          └ masked ones replaced        └ x + g1·attention(norm x), x + g2·mlp(norm x)
+    image ─▶ patches ─▶ Linear ─▶ [CLS, registers, patches] ─▶ blocks ─▶ norm ─▶ ViTFeatures
+                          ├ masked ones replaced        └ x + g1·attention(norm x), x + g2·mlp(norm x)
+                          └ + physical scale, + positions, where these are not rotations
 
-Legend: b images, c channels (a window's slices), y, x pixels, h, w grid rows and columns, n = h·w patches, r registers,
-t = 1 + r + n tokens, d width.
+Legend: b images, c channels (a window's slices), y, x pixels, h, w grid rows and columns, n = h·w patches, p prefix
+tokens (CLS, if there is one, and r registers), t = p + n tokens, d width.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dinox_model.attention import Attention
-from dinox_model.config import NORM_EPS, PRESETS, ViTConfig, nearest
-from dinox_model.initialisation import LINEAR_STD, Initialised, initialise_linear, materialise
-from dinox_model.mlp import make_mlp
-from dinox_model.positions import Rotations, rotations
+from dinox_model.block import Block, KeptRows
+from dinox_model.config import PRESETS, ViTConfig, nearest
+from dinox_model.draws import Draws, moves_coordinates, num_residuals
+from dinox_model.features import ViTFeatures
+from dinox_model.initialisation import LINEAR_STD, Initialised, materialise
+from dinox_model.norm import make_norm
+from dinox_model.positions import AddedPositions, LearnedPositions, RotaryPositions, Rotations, fourier_positions
 from dinox_model.preprocess import Preprocess
+from dinox_model.scale import ScaleConditioning
 
 
-class ViTFeatures(NamedTuple):
-    """What a network says about b images; all after the final norm."""
+class BlockInput(NamedTuple):
+    """What the first block is given."""
 
-    cls: Tensor
-    """(b, d): one vector for each image."""
-    registers: Tensor
-    """(b, r, d): scratch tokens, of no use outside but for diagnosis."""
-    patches: Tensor
-    """(b, n, d): one vector for each patch, row by row."""
+    tokens: Tensor
+    """(b, t, d): CLS, registers, patches, in the dtype of the parameters whatever autocast says, as the sum that all
+    residuals are added to must not be rounded to bf16."""
+    by: Rotations | None
+    """The rotations of every block; None without rotary positions."""
     grid: tuple[int, int]
-    """(h, w): rows and columns of patches; n = h·w."""
-
-    @property
-    def patches_as_grid(self) -> Tensor:
-        """(b, h, w, d)."""
-        return self.patches.unflatten(1, self.grid)
+    """(h, w)."""
 
 
 class PatchEmbedding(nn.Linear):
@@ -58,26 +57,19 @@ class PatchEmbedding(nn.Linear):
         patches = input.view(images, channels, height // side, side, width // side, side).permute(0, 2, 4, 1, 3, 5)
         return super().forward(patches.reshape(images, -1, self.in_features))
 
-
-class Block(nn.Module):
-    """Attention and MLP, each on the normed tokens, scaled by feature (LayerScale), added to the tokens."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.attention = Attention(config)
-        self.gamma1 = nn.Parameter(torch.empty(config.width))
-        self.norm2 = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.mlp = make_mlp(config)
-        self.gamma2 = nn.Parameter(torch.empty(config.width))
-
-    def forward(self, x_BTD: Tensor, by: Rotations) -> Tensor:
-        x_BTD = x_BTD + self.gamma1 * self.attention(self.norm1(x_BTD), by)
-        return x_BTD + self.gamma2 * self.mlp(self.norm2(x_BTD))
+    def initialise(self, generator: torch.Generator) -> None:
+        """Uniform within 1 / sqrt(inputs of an output), as torch's convolutions are: what DINOv3 leaves them at."""
+        bound = 1.0 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound, generator=generator)
+        nn.init.uniform_(self.bias, -bound, bound, generator=generator)
 
 
 class VisionTransformer(Initialised):
-    """The network of a `ViTConfig`. Made by `build`, which gives it first weights."""
+    """The network of a `ViTConfig`. Made by `build`, which gives it first weights.
+
+    It draws no random numbers itself: what is random in training comes in as `Draws`, and without them a forward has no
+    randomness, whatever train() or eval() says.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -85,25 +77,99 @@ class VisionTransformer(Initialised):
         self.preprocess = Preprocess()
         """How HU become this network's input; `save` writes it beside the weights."""
         self.patch_embed = PatchEmbedding(config)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width)) if config.cls_token else None
         self.register_tokens = nn.Parameter(torch.empty(1, config.num_registers, config.width))
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm = make_norm(config, config.width)
+        self.cls_norm = make_norm(config, config.width) if config.untied_cls_norm else None
+        self.rope = RotaryPositions(config) if config.is_rotary else None
+        self.positions = LearnedPositions(config) if config.positions == "learned" else None
+        self.scale = ScaleConditioning(config) if config.scale_conditioning else None
 
-    def forward(self, x: Tensor, masks: Tensor | None = None) -> ViTFeatures:
+    def forward(
+        self,
+        x: Tensor,
+        masks: Tensor | None = None,
+        *,
+        layers: Sequence[int] = (),
+        draws: Draws | None = None,
+        mm_per_pixel: Tensor | None = None,
+        local_crops: bool = False,
+    ) -> ViTFeatures:
         """Features of float images (b, c, y, x), y and x multiples of the patch size.
 
-        `masks`: bool (b, n), row by row; where True the mask token stands in the patch's place.
-        Raises ValueError for other shapes.
+        `masks`: bool (b, n), row by row; where True the mask token stands in the patch's place. `layers`: numbers of
+        blocks (from 0; negative from the end) whose output is returned too, as `ViTFeatures.layers`. `draws`: the
+        randomness of training, on the device of `x`; None: none. `mm_per_pixel`: float32 (b, 2), millimetres of a pixel
+        of `x` along y and x (NaN: unknown); needed by networks that look at it (`config.uses_mm_per_pixel`), refused by
+        all others. `local_crops`: with `config.untied_cls_norm`, CLS and registers go through `cls_norm`.
+        Raises ValueError for other shapes, numbers or parts.
         """
+        wanted = block_numbers(layers, self.config.num_layers)
+        self._check_draws(draws)
+        tokens, by, grid = self.embed(x, masks, draws=draws, mm_per_pixel=mm_per_pixel)
+        outputs: dict[int, ViTFeatures] = {}
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens, by, _kept_rows(draws, number))
+            if number in wanted:
+                outputs[number] = self._features(tokens, grid, local_crops)
+        last = self._features(tokens, grid, local_crops)
+        return last._replace(layers=tuple(outputs[number] for number in wanted))
+
+    def intermediate(self, x: Tensor, layers: Sequence[int]) -> tuple[ViTFeatures, ...]:
+        """The features after these blocks, through the final norm: `forward`'s `layers`."""
+        return self(x, layers=layers).layers
+
+    def embed(
+        self,
+        x: Tensor,
+        masks: Tensor | None = None,
+        *,
+        draws: Draws | None = None,
+        mm_per_pixel: Tensor | None = None,
+    ) -> BlockInput:
+        """The first block's input; arguments and errors are those of `forward`."""
         grid = self._grid_of(x)
-        by = rotations(grid, self.config.head_width, self.config.num_prefix_tokens, x.device)
-        tokens_BTD = self._tokens(x, grid, masks)
-        for block in self.blocks:
-            tokens_BTD = block(tokens_BTD, by)
-        cls, registers, patches = self.norm(tokens_BTD).split((1, self.config.num_registers, math.prod(grid)), dim=1)
-        return ViTFeatures(cls=cls.squeeze(1), registers=registers, patches=patches, grid=grid)
+        self._check_mm_per_pixel(mm_per_pixel, x.shape[0])
+        patches = self.patch_embed(x).to(self.mask_token.dtype)
+        scale = None if self.scale is None or mm_per_pixel is None else self.scale(mm_per_pixel, patches)
+        if masks is not None:
+            if masks.dtype != torch.bool or masks.shape != patches.shape[:2]:
+                expected = f"bool {tuple(patches.shape[:2])} (grid {grid[0]} x {grid[1]})"
+                raise ValueError(f"masks must be {expected}, not {masks.dtype} {tuple(masks.shape)}")
+            patches = torch.where(masks[:, :, None], self.mask_token, patches)
+        if scale is not None:
+            patches = patches + scale
+        by = None
+        if self.rope is not None:
+            moved = None if draws is None else draws.rope
+            by = self.rope(grid, x.device, mm_per_pixel=mm_per_pixel, moved=moved)
+        return BlockInput(self._with_prefix(patches, grid), by, grid)
+
+    def _with_prefix(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """CLS and registers before the patches (b, n, d); positions that are no rotations are added."""
+        cls, added = self.cls_token, self._added_positions(grid, patches.device)
+        if added is not None:
+            patches = patches + added.patches.to(patches.dtype)
+            cls = cls if cls is None or added.cls is None else cls + added.cls.to(cls.dtype)
+        prefix = self.register_tokens if cls is None else torch.cat((cls, self.register_tokens), dim=1)
+        return torch.cat((prefix.expand(patches.shape[0], -1, -1), patches), dim=1)
+
+    def _added_positions(self, grid: tuple[int, int], device: torch.device) -> AddedPositions | None:
+        if self.positions is not None:
+            return self.positions(grid)
+        return fourier_positions(grid, self.config.width, device) if self.config.positions == "fourier" else None
+
+    def _features(self, tokens_BTD: Tensor, grid: tuple[int, int], local_crops: bool) -> ViTFeatures:
+        num_prefix = self.config.num_prefix_tokens
+        if local_crops and self.cls_norm is not None:
+            prefix, patches = self.cls_norm(tokens_BTD[:, :num_prefix]), self.norm(tokens_BTD[:, num_prefix:])
+        else:
+            prefix, patches = self.norm(tokens_BTD).split((num_prefix, math.prod(grid)), dim=1)
+        if self.config.cls_token:
+            return ViTFeatures(prefix[:, 0], prefix[:, 1:], patches, grid)
+        return ViTFeatures(None, prefix, patches, grid)
 
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
         side, channels = self.config.patch_size, self.config.in_channels
@@ -114,37 +180,68 @@ class VisionTransformer(Initialised):
             raise ValueError(f"input must be a multiple of {side} pixels high and wide, not {height} x {width}")
         return height // side, width // side
 
-    def _tokens(self, x: Tensor, grid: tuple[int, int], masks: Tensor | None) -> Tensor:
-        patches = self.patch_embed(x)
-        num_images = x.shape[0]
-        if masks is not None:
-            if masks.dtype != torch.bool or masks.shape != patches.shape[:2]:
-                wanted = f"bool {tuple(patches.shape[:2])} (grid {grid[0]} x {grid[1]})"
-                raise ValueError(f"masks must be {wanted}, not {masks.dtype} {tuple(masks.shape)}")
-            patches = torch.where(masks[:, :, None], self.mask_token.to(patches.dtype), patches)
-        prefix = torch.cat((self.cls_token, self.register_tokens), dim=1).expand(num_images, -1, -1)
-        return torch.cat((prefix, patches), dim=1)
+    def _check_mm_per_pixel(self, mm_per_pixel: Tensor | None, num_images: int) -> None:
+        if not self.config.uses_mm_per_pixel:
+            if mm_per_pixel is not None:
+                raise ValueError(
+                    "this network does not look at mm_per_pixel (its config has neither positions rope_mm nor "
+                    "scale_conditioning): leave it out"
+                )
+            return
+        wanted = f"mm_per_pixel, float32 ({num_images}, 2): millimetres of a pixel of its input along y and x"
+        if mm_per_pixel is None:
+            raise ValueError(f"this network needs {wanted}")
+        if mm_per_pixel.dtype != torch.float32 or tuple(mm_per_pixel.shape) != (num_images, 2):
+            found = f"{mm_per_pixel.dtype} {tuple(mm_per_pixel.shape)}"
+            raise ValueError(f"this network needs {wanted}, not {found}")
+
+    def _check_draws(self, draws: Draws | None) -> None:
+        if draws is None:
+            return
+        kept, moved = self.config.drop_path > 0, moves_coordinates(self.config)
+        residuals = None if draws.kept is None else len(draws.kept)
+        if residuals != (num_residuals(self.config) if kept else None) or (draws.rope is not None) != moved:
+            raise ValueError(
+                f"draws are not of this network's config: drop_path {self.config.drop_path} needs kept rows of "
+                f"{num_residuals(self.config) if kept else 'no'} residuals, there are {residuals or 'none'}; RoPE "
+                f"coordinates are {'' if moved else 'not '}moved, there are {'none' if draws.rope is None else 'some'}"
+            )
 
     def initialise(self, generator: torch.Generator) -> None:
         """As DINOv3: truncated normal linears, identity norms, mask token 0, LayerScale as configured."""
-        for module in self.modules():
-            if isinstance(module, PatchEmbedding):
-                bound = 1.0 / math.sqrt(module.in_features)
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-            elif isinstance(module, nn.Linear):
-                initialise_linear(module, generator)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, Attention) and module.q_bias is not None and module.v_bias is not None:
-                nn.init.zeros_(module.q_bias)
-                nn.init.zeros_(module.v_bias)
-            elif isinstance(module, Block):
-                nn.init.constant_(module.gamma1, self.config.layer_scale)
-                nn.init.constant_(module.gamma2, self.config.layer_scale)
-        nn.init.normal_(self.cls_token, std=LINEAR_STD, generator=generator)
+        self.patch_embed.initialise(generator)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.initialise(generator, self.config)
+        for norm in (self.norm, self.cls_norm):
+            if norm is not None:
+                norm.reset_parameters()
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=LINEAR_STD, generator=generator)
         nn.init.normal_(self.register_tokens, std=LINEAR_STD, generator=generator)
         nn.init.zeros_(self.mask_token)
+        # What an option adds is drawn last, so that it changes no other first weight.
+        if self.rope is not None:
+            self.rope.initialise()
+        if self.positions is not None:
+            self.positions.initialise(generator)
+        if self.scale is not None:
+            self.scale.initialise(generator)
+
+
+def block_numbers(layers: Sequence[int], num_layers: int) -> list[int]:
+    """The blocks that are meant, counted from 0. Raises ValueError for one that there is not."""
+    for layer in layers:
+        if not -num_layers <= layer < num_layers:
+            raise ValueError(f"layer {layer} is none of this network's: they are 0 to {num_layers - 1}, or negative")
+    return [layer % num_layers for layer in layers]
+
+
+def _kept_rows(draws: Draws | None, block: int) -> KeptRows | None:
+    if draws is None or draws.kept is None or draws.kept_scale is None:
+        return None
+    attention, mlp = 2 * block, 2 * block + 1
+    return KeptRows(draws.kept[attention], draws.kept[mlp], draws.kept_scale[attention], draws.kept_scale[mlp])
 
 
 def build(name_or_config: str | ViTConfig, *, in_channels: int | None = None, seed: int = 0) -> VisionTransformer:

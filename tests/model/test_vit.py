@@ -112,39 +112,6 @@ def test_other_masks_are_refused(masks: torch.Tensor) -> None:
         dinox_model.build(TINY)(images(1, 3, 32, 32), masks)
 
 
-@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
-@pytest.mark.parametrize("qkv_bias", ["none", "full", "k_masked"])
-def test_initialise_fills_every_parameter(mlp: str, qkv_bias: str) -> None:
-    config = dataclasses.replace(TINY, mlp=mlp, qkv_bias=qkv_bias)
-    model = dinox_model.build(config)
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(torch.nan)
-    model.initialise(torch.Generator().manual_seed(0))
-    for name, tensor in model.state_dict().items():
-        assert tensor.isfinite().all(), name
-        assert torch.equal(tensor, expected[name]), name
-
-
-def test_first_weights_are_as_dinov3s() -> None:
-    weights = dinox_model.build("vit_ti").state_dict()
-    for name, tensor in weights.items():
-        if name == "patch_embed.weight":
-            assert tensor.abs().max() <= 768**-0.5
-            assert abs(tensor.std().item() - (3 * 768) ** -0.5) < 1e-3
-        elif name in ("cls_token", "register_tokens"):
-            assert 0.015 < tensor.std() < 0.025, name
-        elif "gamma" in name:
-            assert (tensor == 1e-5).all(), name
-        elif "norm" in name and name.endswith("weight"):
-            assert (tensor == 1).all(), name
-        elif name.endswith("weight"):
-            assert abs(tensor.std().item() - 0.02) < 5e-4, name
-        elif name != "patch_embed.bias":
-            assert not tensor.any(), name
-
-
 def test_weights_are_a_function_of_the_seed_alone() -> None:
     before = torch.get_rng_state()
     one = dinox_model.build(TINY, seed=1).state_dict()
@@ -172,7 +139,7 @@ def test_on_the_meta_device_it_has_shapes_and_no_memory() -> None:
     assert features.cls.shape == (2, 4096)
 
 
-@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu", "relu2", "geglu"])
 def test_every_parameter_gets_a_gradient(mlp: str) -> None:
     model = dinox_model.build(dataclasses.replace(TINY, mlp=mlp))
     masks = torch.zeros(1, 6, dtype=torch.bool)

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinox_model.initialisation import Initialised, initialise_linear, materialise
+from dinox_model.config import ViTConfig
+from dinox_model.fields import Count
+from dinox_model.heads.head import Head, HeadConfig
+from dinox_model.initialisation import materialise
 
 
-class PrototypeHead(Initialised):
+@dataclass(frozen=True, kw_only=True)
+class PrototypeHeadConfig(HeadConfig):
+    """Features of each layer of a `PrototypeHead`."""
+
+    kind = "prototype"
+    hidden: Count
+    """Of the two hidden layers."""
+    bottleneck: Count
+    """Of the vector that is compared with the prototypes, and of each of them."""
+    prototypes: Count
+    """Logits."""
+
+    def build(self, network: ViTConfig, *, seed: int = 0) -> PrototypeHead:
+        return PrototypeHead(network.width, self.hidden, self.bottleneck, self.prototypes, seed=seed)
+
+
+class PrototypeHead(Head):
     """Three-layer MLP to a bottleneck, L2-normalised, then its dot product with each prototype.
 
     Source: DINO (Caron et al., arXiv 2104.14294, section 3.1), without weight normalisation of the prototypes as in
@@ -36,9 +57,3 @@ class PrototypeHead(Initialised):
         hidden = self.mlp(x)
         # In fp32: a bf16 sum of squares makes lengths that differ from 1 by half a percent.
         return self.last_layer(F.normalize(hidden.float(), dim=-1).to(hidden.dtype))
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Truncated normal weights, zero biases."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                initialise_linear(module, generator)
