@@ -6,13 +6,17 @@ Legend: S student views, T teacher views (the first T of the S), b images, K pro
            logsumexp_k(z_sk / tau) - sum_k target_tk z_sk / tau
 
 (Caron et al., DINO, arXiv 2104.14294, equation 3.) A student view has the same logits in all its pairs, so its targets
-are added up first: one pass over a view's logits in place of one for each pair.
+are added up first: one pass over a view's logits in place of one for each pair. Pairs of the S - T further views (the
+local crops) may weigh more or less than 1: DINOv3 halves them in its Gram and high-resolution stages. What is divided
+by stays the number of pairs.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from dinox_train.objectives.numerics import full_precision
 
 
 def dino_loss(
@@ -22,31 +26,29 @@ def dino_loss(
     num_student_views: int,
     num_teacher_views: int,
     student_temperature: float,
+    local_weight: float = 1.0,
     total_rows: int | None = None,
 ) -> Tensor:
     """The loss in nats, a 0-dim tensor: fp32 (fp64 for fp64 logits), with gradients to `student_logits`.
 
     student_logits: (S*b, K), view-major (view 0 of all images, then view 1, …), the teacher's views first;
-    teacher_targets: (T*b, K), view-major, each row summing to 1. total_rows: images of the whole update where this is
-    one of its micro-batches; the losses of all micro-batches, and their gradients, then add up to the update's.
-    Raises ValueError for shapes that do not fit, or where no pair exists.
+    teacher_targets: (T*b, K), view-major, each row summing to 1. local_weight: of the pairs of local crops. total_rows:
+    images of the whole update where this is one of its micro-batches; the losses of all micro-batches, and their
+    gradients, then add up to the update's. Raises ValueError for shapes that do not fit, or where no pair exists.
     """
     _check(student_logits, teacher_targets, num_student_views, num_teacher_views)
     num_images, num_prototypes = len(teacher_targets) // num_teacher_views, teacher_targets.shape[1]
-    z_SBK = _at_least_fp32(student_logits).view(num_student_views, num_images, num_prototypes) / student_temperature
+    z_SBK = full_precision(student_logits).view(num_student_views, num_images, num_prototypes) / student_temperature
     targets_TBK = teacher_targets.detach().to(z_SBK.dtype).view(num_teacher_views, num_images, num_prototypes)
     summed_BK = targets_TBK.sum(dim=0)
     shared = min(num_student_views, num_teacher_views)
-    agreement = (z_SBK[:shared] * (summed_BK - targets_TBK[:shared])).sum() + (z_SBK[shared:] * summed_BK).sum()
     log_sums_S = torch.logsumexp(z_SBK, dim=2).sum(dim=1)
-    partners_S = torch.full_like(log_sums_S, num_teacher_views)
-    partners_S[:shared] -= 1
+    global_pairs = (num_teacher_views - 1) * log_sums_S[:shared].sum() - (
+        z_SBK[:shared] * (summed_BK - targets_TBK[:shared])
+    ).sum()
+    local_pairs = num_teacher_views * log_sums_S[shared:].sum() - (z_SBK[shared:] * summed_BK).sum()
     num_pairs = num_student_views * num_teacher_views - shared
-    return ((partners_S * log_sums_S).sum() - agreement) / (num_pairs * (total_rows or num_images))
-
-
-def _at_least_fp32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return (global_pairs + local_weight * local_pairs) / (num_pairs * (total_rows or num_images))
 
 
 def _check(student_logits: Tensor, teacher_targets: Tensor, num_student_views: int, num_teacher_views: int) -> None:

@@ -29,7 +29,7 @@ def loop_over_pairs(student: Tensor, targets: Tensor, num_student: int, num_teac
     return torch.stack(losses).mean()
 
 
-def loss_of(student: Tensor, targets: Tensor, num_student: int, num_teacher: int, **more: int) -> Tensor:
+def loss_of(student: Tensor, targets: Tensor, num_student: int, num_teacher: int, **more: float) -> Tensor:
     return dino_loss(
         student,
         targets,
@@ -53,9 +53,31 @@ def test_equals_the_loop_over_pairs_with_its_gradient(num_student: int, num_teac
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("local_weight", [0.0, 0.5, 1.0])
+def test_local_pairs_weigh_what_is_asked_and_are_counted_all_the_same(local_weight: float) -> None:
+    student, targets = views_of(10, 2, 3)
+    crops, taught = student.chunk(10), targets.chunk(2)
+    slow = torch.zeros((), dtype=torch.float64)
+    pairs = 0
+    for i in range(10):
+        for j in range(2):
+            if i == j:
+                continue
+            pairs += 1
+            for logits, target in zip(crops[i], taught[j], strict=True):
+                entropy = -sum(float(t) * torch.log_softmax(logits / TAU, dim=0)[k] for k, t in enumerate(target))
+                slow = slow + (local_weight if i >= 2 else 1.0) * entropy / 3
+    assert pairs == 18
+    ours = loss_of(student, targets, 10, 2, local_weight=local_weight)
+    torch.testing.assert_close(ours, slow / 18, rtol=1e-11, atol=0)
+
+
 def test_gradcheck() -> None:
     student, targets = views_of(4, 2, 2, prototypes=5)
-    assert torch.autograd.gradcheck(lambda logits: loss_of(logits, targets, 4, 2), (student,))
+    for local_weight in (1.0, 0.5):
+        assert torch.autograd.gradcheck(
+            lambda logits, weight=local_weight: loss_of(logits, targets, 4, 2, local_weight=weight), (student,)
+        )
 
 
 def test_a_view_is_not_taught_by_itself() -> None:

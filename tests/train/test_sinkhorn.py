@@ -4,9 +4,13 @@ import threading
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from dinox_train.objectives.sinkhorn import sinkhorn
+from dinox_train.objectives import sinkhorn as module
+from dinox_train.objectives.sinkhorn import balanced_targets, prototype_potential, sinkhorn
 
 
 def textbook(logits: Tensor, temperature: float, iterations: int) -> Tensor:
@@ -120,6 +124,100 @@ def test_not_a_number_stays_visible() -> None:
     logits = random_logits(4, 4, 1.0)
     logits[2, 1] = torch.nan
     assert not sinkhorn(logits, 0.1).isfinite().all()
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 20),
+    iterations=st.integers(1, 4),
+    scale=st.floats(0.0, 20.0),
+    temperature=st.floats(0.03, 1.0),
+    seed=st.integers(0, 2**31),
+)
+def test_equals_the_textbook_form_wherever_that_can_be_computed(
+    rows: int, columns: int, iterations: int, scale: float, temperature: float, seed: int
+) -> None:
+    logits = random_logits(rows, columns, scale * temperature, seed).double()
+    targets = sinkhorn(logits, temperature, iterations)
+    assert targets.dtype == torch.float64
+    torch.testing.assert_close(targets, textbook(logits, temperature, iterations), atol=1e-10, rtol=1e-8)
+
+
+def test_pieces_are_one_batch_and_targets_of_a_slice_need_its_logits_only() -> None:
+    logits = random_logits(24, 32, scale=0.5)
+    whole = sinkhorn(logits, 0.05)
+    pieces = logits.split([5, 0, 12, 7])
+    potential = prototype_potential(pieces, 0.05)
+    assert potential.shape == (32,)
+    made = torch.cat([balanced_targets(piece, potential, 0.05) for piece in pieces])
+    torch.testing.assert_close(made, whole, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(balanced_targets(logits[3:9], potential, 0.05), whole[3:9], atol=1e-6, rtol=1e-5)
+
+
+def test_a_batch_larger_than_what_is_in_work_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = random_logits(40, 16, scale=0.5)
+    whole = sinkhorn(logits, 0.05)
+    lengths = []
+    work = module._log_column_sums
+
+    def counted(chunk: Tensor, *more: object) -> Tensor:
+        lengths.append(len(chunk))
+        return work(chunk, *more)
+
+    monkeypatch.setattr(module, "_CHUNK_VALUES", 16 * 7)
+    monkeypatch.setattr(module, "_log_column_sums", counted)
+    torch.testing.assert_close(sinkhorn(logits, 0.05), whole, atol=1e-6, rtol=1e-5)
+    assert lengths == 3 * [7, 7, 7, 7, 7, 5]
+
+
+def test_a_row_weighs_as_many_rows() -> None:
+    logits = random_logits(6, 16, scale=0.4)
+    weights = torch.tensor([1.0, 0.0, 3.0, 2.0, 0.0, 1.0])
+    repeated = logits.repeat_interleave(weights.long(), dim=0)
+    weighted = prototype_potential(logits, 0.05, row_weights=weights)
+    torch.testing.assert_close(weighted, prototype_potential(repeated, 0.05), atol=1e-5, rtol=1e-5)
+    in_pieces = prototype_potential(logits.split(2), 0.05, row_weights=weights.split(2))
+    torch.testing.assert_close(weighted, in_pieces, atol=1e-5, rtol=1e-5)
+    assert (weighted - prototype_potential(logits, 0.05)).abs().max() > 0.1
+
+
+def test_no_rows_have_no_targets() -> None:
+    assert sinkhorn(torch.zeros(0, 8), 0.05).shape == (0, 8)
+    logits = random_logits(5, 8, scale=0.3)
+    together, _ = on_ranks([logits, logits[:0]], 0.05, 3)  # a rank without a masked patch
+    torch.testing.assert_close(together, sinkhorn(logits, 0.05), atol=1e-6, rtol=1e-5)
+
+
+def test_the_exponential_form_overflows_where_this_does_not() -> None:
+    logits = torch.full((4, 8), 1.0)
+    logits[:, 0] = 3.6  # exp(3.6 / 0.04) is beyond fp32
+    assert not torch.exp(logits / 0.04).isfinite().all()
+    torch.testing.assert_close(sinkhorn(logits, 0.04).double(), textbook(logits, 0.04, 3), atol=1e-6, rtol=1e-4)
+
+
+def test_taking_each_row_s_maximum_away_would_be_another_problem() -> None:
+    """The shift that has been proposed against the overflow; a row's own constant does not cancel in three turns."""
+    logits = random_logits(32, 16, scale=1.0)
+    shifted = textbook(logits - logits.amax(dim=1, keepdim=True), 0.05, 3)
+    exact = textbook(logits, 0.05, 3)
+    assert (shifted - exact).abs().sum(dim=1).mean() > 0.01
+    torch.testing.assert_close(sinkhorn(logits, 0.05).double(), exact, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("logits", "weights"),
+    [
+        ([torch.zeros(2, 3), torch.zeros(2, 4)], None),
+        ([], None),
+        (torch.zeros(3), None),
+        (torch.zeros(2, 3), torch.ones(3)),
+        ([torch.zeros(2, 3)], [torch.ones(2), torch.ones(2)]),
+    ],
+)
+def test_pieces_that_do_not_fit_are_refused(logits: object, weights: object) -> None:
+    with pytest.raises(ValueError, match="found shapes"):
+        prototype_potential(logits, 0.05, row_weights=weights)  # type: ignore[arg-type]
 
 
 def test_no_iteration_is_refused() -> None:
