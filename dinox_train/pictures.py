@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BACKGROUND, INK, FAINT = "#101418", "#e8ecf0", "#93a0ad"  # dark, as CT is read, and calm on a light page too
 DOTS_PER_INCH = 100
 PATCH_SIZE = 16  # of all presets
-NAME_INCHES, STRIP_INCHES, GAP_INCHES = 0.3, 0.2, 0.06  # column names, the text above a tile, the space between tiles
+NAME_INCHES, STRIP_INCHES, GAP_INCHES = 0.3, 0.3, 0.06  # column names, the text above a tile, the space between tiles
 
 
 def save_views_picture(
@@ -34,8 +34,8 @@ def save_views_picture(
 
     views: `global_views` float (num_global * b, k, G, G) and `local_views` float (num_local * b, k, L, L; may have no
     rows), normalised and in view-major order, as `render_views` returns them; the middle channel is shown, taken back
-    to [0, 1] by `mean` and `std`. plan: its `num_global`, and `level_hu`, `width_hu` (b, v) in HU for the text above
-    each view. Writes `path` (PNG) atomically, making its folder. ValueError where the shapes do not fit each other.
+    to [0, 1] by `mean` and `std`. plan: its `num_global`, and what it says of each view for the text above. Writes
+    `path` (PNG) atomically, making its folder. ValueError where the shapes do not fit each other.
     """
     batch, num_views = plan.level_hu.shape
     found = (len(views.global_views), len(views.local_views))
@@ -47,8 +47,7 @@ def save_views_picture(
         images = [*views.global_views[row::batch], *views.local_views[row::batch]]
         middle = [image[image.shape[0] // 2].float().cpu().numpy() for image in images]
         tiles.append([np.clip(image * std + mean, 0, 1) for image in middle])
-        windowing = zip(plan.level_hu[row], plan.width_hu[row], strict=True)
-        texts.append([f"L {level:.0f}  W {width:.0f} HU" for level, width in windowing])
+        texts.append(["\n".join(plan.describe(row, view)).strip() for view in range(num_views)])
     names = [f"global {1 + v}" if v < plan.num_global else f"local {1 + v - plan.num_global}" for v in range(num_views)]
     _write(path, _sheet(tiles, names, texts, tile_inches=1.35))
 

@@ -1,184 +1,118 @@
-"""The views of a window: which crop of it each one shows, through which intensity window, and the pixels of that.
+"""The pixels of views: crops of int16 HU through their intensity windows, batched on the device that holds the images.
 
-    draw_views (host, numpy, keyed)                      render_views (the images' device)
-    (seed, position, row) ─▶ ViewPlan: boxes, HU windows ─▶ int16 HU crops ─▶ resampled ─▶ windowed ─▶ normalised
+    draw_views (host, view_plan)      render_views (the images' device)
+    ViewPlan ─────────────────────▶ crop, resampled, blurred ─▶ + noise ─▶ HU window ─▶ gamma ─▶ normalised
 
-Invariants: a view reads no pixel beyond its slice's true size; what a row's views are depends on (seed, position, row)
-alone, never on the rows beside it. On the CPU that holds bit for bit, on other devices up to the rounding of a matrix
-product.
+Invariants: a view reads no pixel beyond its slice's true size; a row's pixels depend on its own plan and slice alone.
+On the CPU that holds bit for bit, on other devices up to the rounding of a matrix product. Nothing waits for the
+device: what it must do is decided from the plan, on the host.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dinox_model.preprocess import Preprocess, normalise, window_hu
-from dinox_train.keyed import uniform
+from dinox_train.photometric import add_noise_, apply_gamma_
 from dinox_train.resample import resample
+from dinox_train.view_plan import SUBPIXEL, ViewPlan, ViewSettings, draw_views
 
-SUBPIXEL = 1024
-"""Boxes are multiples of 1/1024 pixel: sums of their numbers are exact, so that none rounds its way out of a slice."""
-
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewSettings:
-    """How views are drawn. Raises ValueError for ranges that describe no view."""
-
-    num_global: int = 2
-    num_local: int = 8
-    global_size: int = 224
-    """Side of a global view, pixels."""
-    local_size: int = 96
-    global_scale: Range = (0.32, 1.0)
-    """Area of a view's box as a fraction of the slice's, drawn uniformly."""
-    local_scale: Range = (0.05, 0.32)
-    aspect: Range = (0.75, 4.0 / 3.0)
-    """Width of a box over its height, in pixels, drawn log-uniformly from what fits into the slice at that area."""
-    level_hu: Range = (-500.0, 0.0)
-    """Middle of a view's intensity window, drawn uniformly."""
-    width_hu: Range = (800.0, 2000.0)
-    """Width of a view's intensity window, drawn log-uniformly."""
-    flip_probability: float = 0.0
-    """Of a left-right flip. 0 by default: the side of an organ is anatomy."""
-
-    def __post_init__(self) -> None:
-        if self.num_global < 1 or self.num_local < 0 or min(self.global_size, self.local_size) < 1:
-            raise ValueError("at least one global view, and sides of at least one pixel, are needed")
-        for name in ("global_scale", "local_scale", "aspect", "level_hu", "width_hu"):
-            low, high = getattr(self, name)
-            if not (low <= high and (low > 0 or name == "level_hu") and (high <= 1 or "scale" not in name)):
-                raise ValueError(f"{name} must be (low, high), low <= high, scales in (0, 1]; it is ({low}, {high})")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability must be in [0, 1], not {self.flip_probability}")
-
-    @property
-    def num_views(self) -> int:
-        return self.num_global + self.num_local
-
-    @property
-    def view_sizes(self) -> np.ndarray:
-        """int64 (v,): the side of each view, pixels."""
-        return np.repeat([self.global_size, self.local_size], [self.num_global, self.num_local])
-
-
-@dataclass(frozen=True)
-class ViewPlan:
-    """What the views of b windows show; v views each, the global ones first. NumPy arrays on the host."""
-
-    boxes: np.ndarray
-    """float64 (b, v, 4): y0, x0, height, width in pixels of the slice, inside its true size. Pixel i is [i, i+1]."""
-    level_hu: np.ndarray
-    """float64 (b, v)."""
-    width_hu: np.ndarray
-    """float64 (b, v)."""
-    flip: np.ndarray
-    """bool (b, v): mirrored left to right."""
-    mm_per_pixel: np.ndarray
-    """float64 (b, v, 2): size of a pixel of the view along y and x, mm: spacing x box / side."""
-    num_global: int
-    sizes: np.ndarray
-    """int (b, 2): true size of each slice, y and x, pixels."""
-
-
-def draw_views(
-    settings: ViewSettings, *, seed: int, position: int, rows: np.ndarray, sizes: np.ndarray, spacing_mm: np.ndarray
-) -> ViewPlan:
-    """Draw the views of b windows.
-
-    position: number of the global batch; rows: int (b,), each window's place in it; sizes: int (b, 2), the true size of
-    its slices, y and x, at least 1; spacing_mm: float (b, 3), z, y, x. Pure: equal arguments give equal plans, and a
-    row's views do not depend on the other rows. Box, HU window and flip are streams of their own: changing how one is
-    drawn leaves the others.
-    """
-    scale = np.where(
-        np.arange(settings.num_views)[:, None] < settings.num_global, settings.global_scale, settings.local_scale
-    )
-    numbers = {
-        name: uniform(seed, f"views.{name}", position, rows, settings.num_views, count)
-        for name, count in (("box", 4), ("window", 2), ("flip", 1))
-    }
-    boxes = _boxes(numbers["box"], scale, settings.aspect, np.asarray(sizes))
-    level, width = settings.level_hu, settings.width_hu
-    return ViewPlan(
-        boxes=boxes,
-        level_hu=level[0] + (level[1] - level[0]) * numbers["window"][..., 0],
-        width_hu=width[0] * (width[1] / width[0]) ** numbers["window"][..., 1],
-        flip=numbers["flip"][..., 0] < settings.flip_probability,
-        mm_per_pixel=np.asarray(spacing_mm)[:, None, 1:] * boxes[..., 2:] / settings.view_sizes[:, None],
-        num_global=settings.num_global,
-        sizes=np.asarray(sizes),
-    )
-
-
-def _boxes(numbers: np.ndarray, scale: np.ndarray, aspect: Range, sizes: np.ndarray) -> np.ndarray:
-    """float64 (b, v, 4) from uniform numbers (b, v, 4), scale (v, 2) and sizes (b, 2).
-
-    A random resized crop without rejection: the area is exactly what is drawn, and the aspect is drawn among those that
-    fit at this area (where none of the wanted does, the nearest that fits). Rejecting boxes that do not fit, as is
-    usual, favours small areas.
-    """
-    height_limit, width_limit = sizes[:, None, 0].astype(np.float64), sizes[:, None, 1].astype(np.float64)
-    area = scale[:, 0] + (scale[:, 1] - scale[:, 0]) * numbers[..., 0]
-    slimmest, widest = area * width_limit / height_limit, width_limit / (height_limit * area)
-    low, high = (np.clip(wanted, slimmest, widest) for wanted in aspect)
-    ratio = low * (high / low) ** numbers[..., 1]
-    pixels = area * height_limit * width_limit
-    height = _side(np.sqrt(pixels / ratio), height_limit)
-    width = _side(np.sqrt(pixels * ratio), width_limit)
-    top = _subpixels(numbers[..., 2] * (height_limit - height))
-    left = _subpixels(numbers[..., 3] * (width_limit - width))
-    return np.stack((top, left, height, width), axis=-1)
-
-
-def _side(length: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """Side of a box, pixels: no longer than the slice, and never less than one pixel (that matters in tiny slices)."""
-    return _subpixels(np.clip(length, 1.0, limit))
-
-
-def _subpixels(length: np.ndarray) -> np.ndarray:
-    return np.floor(length * SUBPIXEL) / SUBPIXEL
+__all__ = [
+    "SUBPIXEL",
+    "ViewPlan",
+    "ViewSettings",
+    "draw_views",
+    "render_global_undistorted",
+    "render_views",
+    "render_whole_slices",
+]
 
 
 @torch.no_grad()
 def render_views(
-    images: Tensor, plan: ViewPlan, settings: ViewSettings, mean: float, std: float
+    images: Tensor,
+    plan: ViewPlan,
+    settings: ViewSettings,
+    mean: float,
+    std: float,
+    *,
+    rows_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The views of `plan` as the network sees them: float32 on the images' device.
 
     images: int16 HU (b, k, Y, X), a slice smaller than (Y, X) in its upper left corner. Returns the global views
     (num_global*b, k, G, G) and the local ones (num_local*b, k, L, L), view-major: view 0 of all rows, then view 1 of
     all rows, and so on. A pixel averages HU, before the intensity window clamps them. mean, std: of windowed values.
-    Raises TypeError for images that are not int16, ValueError for another shape.
+    rows_at_once: see `resample`. Raises TypeError for images that are not int16, ValueError for another shape.
     """
     _check_hu(images)
-    kinds = (
-        (settings.global_size, range(settings.num_global)),
-        (settings.local_size, range(settings.num_global, settings.num_views)),
+    global_views = range(settings.num_global)
+    local_views = range(settings.num_global, settings.num_views)
+    return (
+        _render(images, plan, global_views, settings.global_size, mean, std, rows_at_once=rows_at_once),
+        _render(images, plan, local_views, settings.local_size, mean, std, rows_at_once=rows_at_once),
     )
-    rendered = []
-    for size, numbers in kinds:
-        views = [_render_view(images, plan, view, size, mean, std) for view in numbers]
-        rendered.append(torch.cat(views) if views else _no_views(images, size))
-    return rendered[0], rendered[1]
 
 
-def _render_view(images: Tensor, plan: ViewPlan, view: int, size: int, mean: float, std: float) -> Tensor:
-    hu = resample(images, plan.boxes[:, view], plan.flip[:, view], plan.sizes, size)
-    level_hu, width_hu = (
-        torch.from_numpy(values[:, view].astype(np.float32)).to(hu.device, non_blocking=True)[:, None, None, None]
-        for values in (plan.level_hu, plan.width_hu)
-    )
-    return normalise(window_hu(hu, level_hu, width_hu), mean, std)
+@torch.no_grad()
+def render_global_undistorted(
+    images: Tensor, plan: ViewPlan, side: int, mean: float, std: float, *, rows_at_once: int | None = None
+) -> Tensor:
+    """The boxes of the global views at another side, float32 (num_global*b, k, side, side): for a Gram teacher.
+
+    The same boxes, flips and HU windows as `render_views` shows, without blur, noise and gamma. Arguments, order and
+    errors as there.
+    """
+    _check_hu(images)
+    views = range(plan.num_global)
+    return _render(images, plan, views, side, mean, std, distorted=False, rows_at_once=rows_at_once)
 
 
-def _no_views(images: Tensor, size: int) -> Tensor:
-    return torch.empty((0, images.shape[1], size, size), device=images.device)
+def _render(
+    images: Tensor,
+    plan: ViewPlan,
+    views: range,
+    size: int,
+    mean: float,
+    std: float,
+    *,
+    distorted: bool = True,
+    rows_at_once: int | None = None,
+) -> Tensor:
+    """Some views of all rows, view-major: float32 (len(views)*b, k, size, size)."""
+    batch, channels = images.shape[:2]
+    step = rows_at_once or (1 if images.device.type == "cpu" else max(batch, 1))
+    chosen = slice(views.start, views.stop)
+    rendered = torch.empty((len(views), batch, channels, size, size), device=images.device)
+    for first in range(0, batch if views else 0, step):
+        rows = slice(first, first + step)
+        hu = resample(
+            images[rows],
+            plan.boxes[rows, chosen],
+            plan.flip[rows, chosen],
+            plan.sizes[rows],
+            size,
+            blur_sigma=plan.blur_sigma[rows, chosen] if distorted else None,
+            rows_at_once=step,
+        )
+        shown_rows = hu.shape[:2]
+        hu = hu.flatten(0, 1)
+        windows = np.stack((_view_major(plan.level_hu[rows, chosen]), _view_major(plan.width_hu[rows, chosen])))
+        windows = torch.from_numpy(windows.astype(np.float32)).to(images.device, non_blocking=True)
+        if distorted:
+            add_noise_(hu, _view_major(plan.noise_hu[rows, chosen]), _view_major(plan.noise_key[rows, chosen]))
+        shown = window_hu(hu, *windows[..., None, None, None])
+        if distorted:
+            apply_gamma_(shown, _view_major(plan.gamma[rows, chosen]))
+        rendered[:, rows] = normalise(shown, mean, std).unflatten(0, shown_rows)
+    return rendered.flatten(0, 1)
+
+
+def _view_major(values: np.ndarray) -> np.ndarray:
+    """(b, v, ...) to (v*b, ...): all rows of view 0, then all of view 1, and so on."""
+    return np.ascontiguousarray(values.swapaxes(0, 1)).reshape(-1, *values.shape[2:])
 
 
 @torch.no_grad()
@@ -191,7 +125,7 @@ def render_whole_slices(images: Tensor, sizes: np.ndarray, size: int, preprocess
     _check_hu(images)
     sizes = np.asarray(sizes)
     boxes = np.concatenate((np.zeros_like(sizes), sizes), axis=1).astype(np.float64)
-    hu = resample(images, boxes, np.zeros(len(boxes), bool), sizes, size)
+    hu = resample(images, boxes[:, None], np.zeros((len(boxes), 1), bool), sizes, size)[0]
     return normalise(window_hu(hu, preprocess.level_hu, preprocess.width_hu), preprocess.mean, preprocess.std)
 
 

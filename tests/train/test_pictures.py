@@ -27,7 +27,7 @@ def make_views(batch: int = 3, num_global: int = 2, num_local: int = 3) -> tuple
     plan = SimpleNamespace(
         num_global=num_global,
         level_hu=np.linspace(-600, 100, batch * num_views).reshape(batch, num_views),
-        width_hu=np.linspace(400, 2000, batch * num_views).reshape(batch, num_views),
+        describe=lambda row, view: (f"L {100 * row}  W {400 + view} HU", "blur 1.2" if view else ""),
     )
     views = SimpleNamespace(global_views=render(0, num_global, 32), local_views=render(num_global, num_views, 16))
     return views, plan
