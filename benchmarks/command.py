@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cases
 from harness import Worker
+
+if TYPE_CHECKING:
+    import cases
 
 MB = 1e6
 
@@ -60,6 +62,8 @@ def add_output(parser: argparse.ArgumentParser, default_output: str) -> None:
 
 def load_cases(folders: Sequence[Path], *, quick: bool) -> list[cases.Case]:
     """The cases that were asked for. CasesError if there are none."""
+    import cases  # here: a benchmark of networks runs where what dinox_io needs is missing
+
     return cases.from_folders(folders) if folders else cases.phantom(quick=quick)
 
 

@@ -221,9 +221,9 @@ class _Bench:
         def tasks(count: int) -> list[tuple[int, tuple[int, int, int]]]:
             return [(number % len(slots), next(runs)) for number in range(count)]
 
-        for slot, run_of in (few := tasks(min(4, len(slots)))):
-            list(pool.map(read, [(slot, run_of)]))
-            self.check(slots[slot, : run_of[2] + DEPTH - 1], run_of[0], run_of[1])
+        for slot, wanted in (few := tasks(min(4, len(slots)))):
+            list(pool.map(read, [(slot, wanted)]))
+            self.check(slots[slot, : wanted[2] + DEPTH - 1], wanted[0], wanted[1])
         assert few
 
         def run_of(batches: int) -> float:

@@ -13,12 +13,16 @@ from pathlib import Path
 import torch
 
 from dinox_io import ShardError, codec
+from dinox_model.host_memory import keep_freed_memory
 from dinox_train.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, remove_leftovers
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
 from dinox_train.data import LeakError, open_dataset, tell_provenance
 from dinox_train.learner import Learner, preprocess_of
-from dinox_train.platform import PrecisionError, choose_device, describe
+from dinox_train.plan_report import plan_lines
+from dinox_train.platform import PrecisionError, check_compiler, choose_device, describe
+from dinox_train.prototype_counts import with_prototypes
 from dinox_train.run import RunFolder, RunFolderError, StopSignals, log, logging_to
+from dinox_train.stages import stages_of
 from dinox_train.trainer import Trainer
 
 EXIT_DONE, EXIT_ERROR, EXIT_USAGE = 0, 1, 2
@@ -31,9 +35,10 @@ CPU. Later --config files overlay earlier ones (a hardware overlay, say), and a.
 EXAMPLES = """examples:
   python -m dinox_train --config configs/demo.yaml data.shards=fake          try this machine without any data
   python -m dinox_train --config configs/vit_s.yaml --config configs/hardware/rtx_4090.yaml data.shards=/data/shards
+  python -m dinox_train --config configs/vit_l.yaml --config configs/hardware/rtx_4090.yaml --plan      does it fit?
 
-exit codes: 0 done · 1 error · 2 usage or a refused configuration · 4 stopped by the health guard · 5 the loader
-stalled · 143 / 130 after a checkpoint on SIGTERM / SIGINT"""
+exit codes: 0 done (with --plan: whatever the verdict) · 1 error · 2 usage or a refused configuration · 4 stopped by the
+health guard · 5 the loader stalled · 143 / 130 after a checkpoint on SIGTERM / SIGINT"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,11 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="a.b=value",
-        help="a single setting, e.g. train.updates=2000; every key stands in dinox_train/sections.py",
+        help="a single setting, e.g. train.updates=2000; every key stands in dinox_train/sections/",
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what the run would take and whether it fits, and end; needs no shards and no GPU, writes nothing",
     )
     options = parser.parse_args(arguments)
     try:
-        return run(load_config(options.config, options.overrides))
+        config = load_config(options.config, options.overrides)
+        if options.plan:
+            print("\n".join(plan_lines(config)))
+            return EXIT_DONE
+        return run(config)
     except (ConfigError, LeakError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -84,8 +98,12 @@ def run(config: Config) -> int:
             return EXIT_DONE
         try:
             device = choose_device(config.device)
+            if any(stage.config.execution.compile != "off" for stage in stages_of(config)):
+                check_compiler(device)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if device.type == "cpu":
+            keep_freed_memory()
         with logging_to(folder.path, config.train.updates) as progress:
             for message in damage:
                 log.warning("a damaged checkpoint was set aside: %s", message)
@@ -95,6 +113,7 @@ def run(config: Config) -> int:
                 log.warning("data.shards is fake: made-up volumes, to try a machine; nothing can be learnt from them")
             tell_provenance(dataset, log.info, log.warning)
             log.info("%s", dataset.sides_in_words)
+            log.info("peak learning rate %s", config.optimizer.learning_rate_in_words(config.train.batch_size))
             learner = Learner(config, preprocess_of(config, dataset.hu_histogram), device)
             trainer = Trainer(learner, dataset, folder, device)
             if checkpoint:
@@ -121,13 +140,15 @@ def config_of(checkpoint: Checkpoint) -> Config:
 def start_from(learner: Learner, folder: Path) -> None:
     """Begin a new run with the weights in `folder`. Raises ConfigError where there are none that fit."""
     try:
-        learner.start_from(folder)
+        for line in learner.start_from(folder):
+            log.info("%s", line)
     except (OSError, ValueError) as error:
         raise ConfigError(f"run.init_from: {error}") from None
 
 
 def settled(config: Config, previous: Config | None) -> Config:
-    """`config` with the length of its schedules filled in; refused where it changes the mathematics of `previous`.
+    """`config` with the length of its schedules and its numbers of prototypes; refused where it changes the mathematics
+    of `previous`.
 
     Raises ConfigError with the difference.
     """
@@ -135,6 +156,7 @@ def settled(config: Config, previous: Config | None) -> Config:
     if length is None:
         length = previous.schedule.updates if previous else config.train.updates
     config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"updates": length})})
+    config = with_prototypes(config, previous)
     if previous is None:
         return config
     if config.run.init_from != previous.run.init_from and config.run.init_from is not None:

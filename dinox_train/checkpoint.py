@@ -52,6 +52,10 @@ class Checkpoint:
     update: int
     state: dict[str, Any]
 
+    def has(self, name: str) -> bool:
+        """Whether there is a train/NAME.safetensors."""
+        return (self.folder / "train" / f"{name}.safetensors").is_file()
+
     def tensors(self, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """The tensors of train/NAME.safetensors."""
         return load_file(self.folder / "train" / f"{name}.safetensors", device=str(device))

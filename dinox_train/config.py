@@ -11,15 +11,18 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from dinox_model import PRESETS
+from dinox_train.lengths import lengths_in_updates
 from dinox_train.sections import (
     CheckpointSection,
     DataSection,
     EvaluateSection,
+    ExecutionSection,
     HealthSection,
     LogSection,
     ModelSection,
@@ -28,6 +31,7 @@ from dinox_train.sections import (
     RunSection,
     ScheduleSection,
     Section,
+    StageSection,
     TeacherSection,
     TrainSection,
     ViewsSection,
@@ -45,8 +49,9 @@ class Config(Section):
     """Of the first weights, the order of windows and the views."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """auto, cpu, cuda or cuda:N; AMD GPUs are `cuda` too (ROCm reports itself so)."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16 under autocast, weights, teacher and losses in fp32."""
+    precision: Literal["fp32", "bf16", "bf16_weights"] = "fp32"
+    """bf16: matrix products in bfloat16 under autocast, weights, teacher and losses in fp32. bf16_weights: the same,
+    and each weight is rounded once an update instead of in each forward; 2 bytes a parameter more, for each network."""
     run: RunSection = RunSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
@@ -56,10 +61,42 @@ class Config(Section):
     schedule: ScheduleSection = ScheduleSection()
     teacher: TeacherSection = TeacherSection()
     train: TrainSection = TrainSection()
+    execution: ExecutionSection = ExecutionSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     log: LogSection = LogSection()
     health: HealthSection = HealthSection()
+    stages: tuple[StageSection, ...] = ()
+    """Parts of the run, one after the other, in which some keys are others; none: all of it is one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lengths(cls, tree: Any) -> Any:
+        return lengths_in_updates(tree, TrainSection().batch_size)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Config:
+        if self.schedule.shape == "constant" and self.optimizer.final_learning_rate is not None:
+            raise ValueError("schedule.shape is constant: optimizer.final_learning_rate has no use, set it to null")
+        self._check_sizes()
+        if self.objective.name == "dinov3" and self.objective.koleo.weight and self.train.batch_size < 2:
+            raise ValueError(
+                "objective.koleo compares images of a batch, and train.batch_size is 1: set its weight to 0"
+            )
+        if any(stage.updates is None for stage in self.stages[:-1]):
+            raise ValueError("stages: only the last one may go without `updates`")
+        return self
+
+    def _check_sizes(self) -> None:
+        preset, gram = PRESETS[self.model.preset], self.objective.gram
+        patch, depth = self.model.patch_size or preset.patch_size, preset.num_layers
+        sizes = {"views.global_size": self.views.global_size, "views.local_size": self.views.local_size}
+        for name, size in (sizes | {"objective.gram.size": gram.size or patch}).items():
+            if size % patch:
+                raise ValueError(f"{name} must be a multiple of the patch size {patch}, not {size}")
+        wrong = [layer for layer in gram.layers if not -depth <= layer < depth]
+        if wrong:
+            raise ValueError(f"objective.gram.layers: {self.model.preset} has blocks 0 to {depth - 1}, not {wrong}")
 
 
 # What a resumed run may change: where things lie, how fast they run, how often something is written. All else is
@@ -67,8 +104,22 @@ class Config(Section):
 FREE_ON_RESUME = (
     *("run.", "device", "data.shards", "data.threads", "data.prefetch_mib", "data.pool_mib", "data.max_gbps"),
     *("data.cache_mib", "data.timeout_s"),
-    *("train.updates", "train.accumulation", "checkpoint.", "evaluate.", "log.", "health."),
+    *("train.updates", "train.accumulation", "execution.", "checkpoint.", "evaluate.", "log.", "health."),
 )
+_FREE_IN_STAGES = re.compile(r"stages\.\d+\.(train\.accumulation|execution\..+)")
+
+# What a stage may change: anything that neither shapes a network nor is kept from update to update.
+STAGE_KEYS = (
+    *("views.", "teacher.", "train.accumulation", "execution.", "optimizer.clip_norm"),
+    *("optimizer.learning_rate", "optimizer.base_learning_rate", "optimizer.final_learning_rate"),
+    *("optimizer.weight_decay", "optimizer.final_weight_decay"),
+    *("objective.student_temperature", "objective.teacher_temperature", "objective.sinkhorn_iterations"),
+    *("objective.centre_momentum", "objective.dino.", "objective.koleo.", "objective.gram."),
+    *("objective.ibot.weight", "objective.ibot.masked_crops", "objective.ibot.masked_share"),
+    *("objective.mae.",),
+)
+
+_RATES = ("learning_rate", "base_learning_rate")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -106,10 +157,48 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> C
 def validate(tree: Mapping[str, Any], places: Mapping[tuple[str, ...], str] | None = None) -> Config:
     """`tree` (nested mappings) as a Config. Raises ConfigError that names each key, its place and the nearest name."""
     try:
-        return Config.model_validate(_tuples(tree))
+        config = Config.model_validate(_tuples(tree))
     except ValidationError as error:
         lines = [_explain(item, places or {}) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+    stage_configs(config)
+    return config
+
+
+def stage_configs(config: Config) -> tuple[Config, ...]:
+    """The configuration of each stage, in order; `config` alone where there are none.
+
+    Raises ConfigError for a stage with an unknown key, a wrong value, or one that a stage cannot change.
+    """
+    return tuple(_in_stage(config, number) for number in range(len(config.stages))) or (config,)
+
+
+def _in_stage(config: Config, number: int) -> Config:
+    changes = config.stages[number].model_dump(exclude={"updates"})
+    keys = [key for key, _ in _flatten(changes)]
+    tree = config.model_dump(exclude={"stages"})
+    for one, other in (_RATES, _RATES[::-1]):
+        if one in changes["optimizer"] and other not in changes["optimizer"]:
+            tree["optimizer"][other] = None  # the one stands in the place of the other
+    _overlay(tree, changes)
+    try:
+        there = Config.model_validate(_tuples(tree))
+    except ValidationError as error:
+        lines = [f"in stages.{number}: " + _explain(item, {}) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+    fixed = [key for key in keys if not key.startswith(STAGE_KEYS)]
+    if fixed:
+        raise ConfigError(f"stages.{number}: a stage cannot change {', '.join(fixed)}; it may change {_in_words()}.")
+    if there.objective.ibot.weight and not config.objective.ibot.weight:
+        raise ConfigError(
+            f"stages.{number}: objective.ibot.weight is 0 for the run as a whole, so that there is no iBOT head. Give "
+            "the run the weight, and the other stages 0."
+        )
+    return there
+
+
+def _in_words() -> str:
+    return ", ".join(key + "*" if key.endswith(".") else key for key in STAGE_KEYS)
 
 
 def difference(before: Config, after: Config) -> list[str]:
@@ -118,7 +207,7 @@ def difference(before: Config, after: Config) -> list[str]:
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(FREE_ON_RESUME)
+        if old.get(key) != new.get(key) and not key.startswith(FREE_ON_RESUME) and not _FREE_IN_STAGES.fullmatch(key)
     ]
 
 
@@ -203,6 +292,9 @@ def _explain(item: Mapping[str, Any], places: Mapping[tuple[str, ...], str]) -> 
 def _known_keys(path: Sequence[str]) -> list[str]:
     section: Any = Config
     for name in path:
+        if name.isdecimal():  # one of a tuple of sections
+            section = next((part for part in get_args(section) if hasattr(part, "model_fields")), None)
+            continue
         field = getattr(section, "model_fields", {}).get(name)
         section = field.annotation if field else None
     return list(getattr(section, "model_fields", {}))
@@ -212,6 +304,8 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple) and value and all(isinstance(item, Mapping) for item in value):
+            yield from _flatten({str(number): item for number, item in enumerate(value)}, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -28,6 +28,8 @@ class Source:
 
     shards: ShardSet
     weight: float
+    folder: str
+    """Where it lies: a folder, or the address of a bucket."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ def open_dataset(
     weights = _weights(data, opened, [weight for _, weight in named], train_side)
     if began is not None:
         _check_weights(weights, [weight for _, weight in began])
-    sources = tuple(Source(shards, weight) for shards, weight in zip(opened, weights, strict=True))
+    folders = [folder for folder, _ in named]
+    sources = tuple(Source(*source) for source in zip(opened, weights, folders, strict=True))
     dataset = Dataset(sources, train_side, val_side)
     if len(dataset.having(train_side)) < len(opened):
         drawn_from = dataset.having(train_side)

@@ -16,17 +16,23 @@ from torch import Tensor
 
 from dinox_io import ShardSet
 from dinox_io.hounsfield import AIR_HU
+from dinox_io.window import WindowTable
+from dinox_train.config import Config
 from dinox_train.data import Dataset
 from dinox_train.learner import Learner
+from dinox_train.micro_batch import GlobalBatch, pieces
 from dinox_train.nearest import height_r2
-from dinox_train.objectives.sinkhorn import sinkhorn
 from dinox_train.pictures import save_patch_pca
 from dinox_train.platform import autocast
-from dinox_train.step import NUM_GLOBAL, ViewBatch, student_loss, teacher_outputs
-from dinox_train.views import draw_views, render_views, render_whole_slices
+from dinox_train.slice_labels import SliceLabels
+from dinox_train.step import batch_loss
+from dinox_train.view_batch import ViewBatch
+from dinox_train.views import render_whole_slices
 
 # Views of an evaluation are drawn at a position that no training batch reaches.
 EVALUATION_POSITION = 2**62
+LAST_UPDATE = 2**62
+"""One that all schedules have ended by."""
 CHUNK = 32
 PICTURE_SLICES = 3
 
@@ -46,9 +52,10 @@ class Sample:
     images: Tensor
     sizes: np.ndarray
     spacing_mm: np.ndarray
-    rows: np.ndarray
     heights: np.ndarray
     """Height of the middle slice in its volume, 0 to 1."""
+    labels: np.ndarray | None
+    """1.0 where it bears a mark, where the objective asks for labels."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +71,27 @@ class Place:
 class Evaluator:
     """Evaluates a learner on fixed windows, evenly spread over a side's volumes and their slices."""
 
-    def __init__(self, dataset: Dataset, learner: Learner, device: torch.device) -> None:
-        self._dataset = dataset
+    def __init__(
+        self, dataset: Dataset, learner: Learner, device: torch.device, labels: SliceLabels | None = None
+    ) -> None:
+        self._dataset, self._labels = dataset, labels
         self._learner = learner
-        self._config = learner.config
         self._device = device
+
+    @property
+    def _config(self) -> Config:
+        return self._learner.config
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
-        """loss_val at the final teacher temperature, and knn_z of the teacher's CLS features of whole slices."""
+        """loss_val, and knn_z of the teacher's CLS features of whole slices."""
         if self._dataset.val_side is None:
             return Evaluation(None, None)
         sides: dict[str, tuple[Tensor, Tensor]] = {}
         for side in ("train", "val"):
             samples = [
                 (self._features(sample).cpu(), torch.from_numpy(sample.heights))
-                for sample in self._spread(side, self._config.evaluate.windows)
+                for sample in self._spread(side, self._count(side))
             ]
             sides[side] = torch.cat([item for item, _ in samples]), torch.cat([item for _, item in samples])
         (known, known_heights), (asked, heights_asked) = sides["train"], sides["val"]
@@ -91,78 +103,88 @@ class Evaluator:
         """Slices of patients that the run does not train on (where it has such), beside their patch features."""
         side = self._dataset.val_side or self._dataset.train_side
         size = 2 * self._learner.views.global_size
-        for sample in self._spread(side, PICTURE_SLICES):
-            whole = self._whole_slices(sample, size)
+        for sample in self._spread(side, min(PICTURE_SLICES, self._count(side))):
+            whole, mm = self._whole_slices(sample, size)
             preprocess = self._learner.preprocess
             gray = (whole[:, whole.shape[1] // 2] * preprocess.std + preprocess.mean).cpu().numpy()
-            found = self._learner.teacher.backbone(whole)
+            with autocast(self._device, self._config.precision):
+                found = self._learner.teacher.backbone(whole, mm_per_pixel=mm)
             grids = [found.grid] * len(gray)
             held_out = self._dataset.val_side is not None
             save_patch_pca(path, gray, found.patches.float().cpu().numpy(), grids, held_out=held_out)
 
     def _loss(self) -> float:
-        """The loss over all validation windows, with one Sinkhorn. Views are rendered twice, and never all held."""
-        learner, settings = self._learner, self._learner.settings
-        logits = torch.cat(
-            [teacher_outputs(learner.teacher, [batch], settings.precision)[1] for batch in self._view_batches()]
-        )
-        targets = sinkhorn(logits, self._config.objective.teacher_temperature, settings.sinkhorn_iterations)
-        total, first = len(targets) // NUM_GLOBAL, 0
-        loss = torch.zeros((), device=self._device)
-        for batch in self._view_batches():
-            rows = targets[first : first + len(batch.global_views)]
-            loss += student_loss(learner.student, batch, rows, settings, total_images=total)
-            first += len(rows)
-        return float(loss)
+        """The loss over all validation windows, in batches of training's size, since a batch is balanced as a whole.
 
-    def _view_batches(self) -> Iterator[ViewBatch]:
-        for sample in self._spread("val", self._config.evaluate.windows):
-            yield self._view_batch(sample)
+        At the values that schedules end at, and without Gram anchoring, so that figures of different updates compare.
+        """
+        learner = self._learner
+        values = learner.objective.values(LAST_UPDATE) | {"weight_gram": 0.0}
+        sums, count = torch.zeros((), device=self._device), 0
+        for number, rows in enumerate(pieces(self._count("val"), self._config.train.batch_size)):
+            if count and len(rows) < 2:
+                break  # one image has no neighbour and nothing to be balanced with
+            batches = list(self._view_batches(rows, number))
+            sums += len(rows) * batch_loss(
+                learner.networks, learner.objective, learner.state, batches, learner.settings, values=values
+            )
+            count += len(rows)
+        return float(sums / count)
 
-    def _view_batch(self, sample: Sample) -> ViewBatch:
-        views, preprocess = self._learner.views, self._learner.preprocess
-        plan = draw_views(
-            views,
-            seed=self._config.seed,
-            position=EVALUATION_POSITION,
-            rows=sample.rows,
-            sizes=sample.sizes,
-            spacing_mm=sample.spacing_mm,
-        )
-        return ViewBatch(*render_views(sample.images, plan, views, preprocess.mean, preprocess.std))
+    def _view_batches(self, rows: np.ndarray, number: int) -> Iterator[ViewBatch]:
+        """Batch `number` of an evaluation, of the windows with these places in the side's spread."""
+        batch = GlobalBatch(self._learner.recipe(len(rows)), EVALUATION_POSITION + number, gram=False, draws=False)
+        for piece in pieces(len(rows), CHUNK):
+            sample = self._sample("val", rows[piece], self._count("val"))
+            yield batch.micro_batch(sample.images, piece, sample.sizes, sample.spacing_mm, sample.labels)[0]
 
     def _features(self, sample: Sample) -> Tensor:
-        whole = self._whole_slices(sample, self._learner.views.global_size)
+        whole, mm = self._whole_slices(sample, self._learner.views.global_size)
         with autocast(self._device, self._config.precision):
-            return self._learner.teacher.backbone(whole).cls.float()
+            cls = self._learner.teacher.backbone(whole, mm_per_pixel=mm).cls
+        assert cls is not None
+        return cls.float()
 
-    def _whole_slices(self, sample: Sample, size: int) -> Tensor:
-        return render_whole_slices(sample.images, sample.sizes, size, self._learner.preprocess)
+    def _whole_slices(self, sample: Sample, size: int) -> tuple[Tensor, Tensor | None]:
+        """The slices at size x size, and float32 (b, 2), mm of a pixel of them, where the network wants to know."""
+        mm = None
+        if self._learner.vit.uses_mm_per_pixel:
+            mm_per_pixel = sample.spacing_mm[:, 1:] * sample.sizes / size
+            mm = torch.from_numpy(mm_per_pixel.astype(np.float32)).to(self._device)
+        return render_whole_slices(sample.images, sample.sizes, size, self._learner.preprocess), mm
+
+    def _count(self, side: str | None) -> int:
+        """Windows of a side that an evaluation looks at: `evaluate.windows`, or all, where it has fewer."""
+        return min(self._config.evaluate.windows, sum(table.num_windows for table in self._tables(side)))
+
+    def _tables(self, side: str | None) -> list[WindowTable]:
+        data = self._config.data
+        return [
+            shards.window_table(shards.volumes_of(side), data.depth, data.step, step_mm=data.step_mm)
+            for shards in self._dataset.having(side)
+        ]
 
     def _spread(self, side: str | None, count: int) -> Iterator[Sample]:
-        """`count` windows of a side (all, where it has fewer), from the middle of equal stretches of its windows."""
-        data, sets = self._config.data, self._dataset.having(side)
-        tables = [
-            shards.window_table(shards.volumes_of(side), data.depth, data.step, step_mm=data.step_mm) for shards in sets
-        ]
-        ends = np.cumsum([table.num_windows for table in tables])
-        count = min(count, int(ends[-1]))
-        windows = (2 * np.arange(count) + 1) * ends[-1] // (2 * count)
-        for first in range(0, count, CHUNK):
-            rows = np.arange(first, min(first + CHUNK, count))
-            places = []
-            for window in windows[rows].tolist():
-                number = int(np.searchsorted(ends, window, side="right"))
-                before = int(ends[number]) - tables[number].num_windows
-                volume, center, step = (int(one[0]) for one in tables[number].locate(np.array([window - before])))
-                places.append(Place(sets[number], volume, center, step))
-            yield self._read(places, rows)
+        """`count` windows of a side, evenly spread."""
+        return (self._sample(side, rows, count) for rows in pieces(count, CHUNK))
 
-    def _read(self, places: list[Place], rows: np.ndarray) -> Sample:
+    def _sample(self, side: str | None, rows: np.ndarray, count: int) -> Sample:
+        """Some of `count` windows, each from the middle of one of as many equal stretches of the side's windows."""
+        sets, tables = self._dataset.having(side), self._tables(side)
+        ends = np.cumsum([table.num_windows for table in tables])
+        places = []
+        for window in ((2 * rows + 1) * ends[-1] // (2 * count)).tolist():
+            number = int(np.searchsorted(ends, window, side="right"))
+            before = int(ends[number]) - tables[number].num_windows
+            volume, center, step = (int(one[0]) for one in tables[number].locate(np.array([window - before])))
+            places.append(Place(sets[number], volume, center, step))
+        return self._read(places)
+
+    def _read(self, places: list[Place]) -> Sample:
         depth = self._config.data.depth
         records = [place.shards.volumes[place.volume] for place in places]
         sizes = np.array([record.shape[1:] for record in records])
-        images = np.full((len(rows), depth, *sizes.max(axis=0)), AIR_HU, dtype=np.int16)
+        images = np.full((len(places), depth, *sizes.max(axis=0)), AIR_HU, dtype=np.int16)
         for image, place in zip(images, places, strict=True):
             window = place.shards.read_window(place.volume, place.center, depth, place.step)
             image[:, : window.shape[1], : window.shape[2]] = window
@@ -171,6 +193,13 @@ class Evaluator:
             images=torch.from_numpy(images).to(self._device),
             sizes=sizes,
             spacing_mm=np.array([record.spacing_mm for record in records], np.float64),
-            rows=rows,
             heights=centers / np.maximum([record.shape[0] - 1 for record in records], 1),
+            labels=self._labels_of(places, centers),
         )
+
+    def _labels_of(self, places: list[Place], centers: np.ndarray) -> np.ndarray | None:
+        if self._labels is None:
+            return None
+        sets = [source.shards for source in self._dataset.sources]
+        numbers = np.array([sets.index(place.shards) for place in places])
+        return self._labels.of(numbers, np.array([place.volume for place in places]), centers)

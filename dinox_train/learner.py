@@ -1,26 +1,38 @@
-"""What learns: student, teacher and optimizer of a run, their values at an update, and their way into a checkpoint and
-back.
+"""What learns: the networks, the objective and the optimizer of a run, their values at an update, and their way into a
+checkpoint and back.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import dinox_model
-from dinox_model import PRESETS, Preprocess
+from dinox_model import PRESETS, Preprocess, ViTConfig, build
+from dinox_model.execution import Execution
 from dinox_train import schedule
 from dinox_train.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from dinox_train.config import Config, ConfigError
+from dinox_train.micro_batch import Recipe
+from dinox_train.network import Network, Networks
+from dinox_train.objectives.classification import Classification, ClassificationSettings
+from dinox_train.objectives.dinov3 import DINOv3, DINOv3Settings
+from dinox_train.objectives.masked_autoencoder import MAESettings, MaskedAutoencoder
+from dinox_train.objectives.objective import Objective
 from dinox_train.optimizer import make_optimizer, set_group_values
-from dinox_train.step import NUM_GLOBAL, Network, StepResult, StepSettings, ViewBatch, build_network, train_step
+from dinox_train.prototype_counts import with_prototypes
+from dinox_train.stages import Stage, stage_of, stages_of
+from dinox_train.step import StepResult, StepSettings, train_step
+from dinox_train.view_batch import NUM_GLOBAL, ViewBatch
+from dinox_train.view_statistics import statistics_under_policy
 from dinox_train.views import ViewSettings
+from dinox_train.warm_start import load_backbone
 
 
 @dataclass(frozen=True)
@@ -30,105 +42,238 @@ class Values:
     learning_rate: float
     weight_decay: float
     teacher_momentum: float
-    teacher_temperature: float
+    backbone_scale: float
+    """Of the backbone's learning rate: 0 while it is frozen."""
+    objective: Mapping[str, float]
+    """The objective's own: temperatures, weights of terms."""
+
+    def line(self) -> dict[str, float]:
+        """What the line of an update says of them."""
+        return {
+            "lr": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "teacher_momentum": self.teacher_momentum,
+            "backbone_scale": self.backbone_scale,
+            **self.objective,
+        }
 
 
-def values_at(config: Config, update: int) -> Values:
-    """The scheduled values of update `update` (from 1): a pure function of the configuration."""
-    optimizer, objective, teacher = config.optimizer, config.objective, config.teacher
-    total, warmup = config.schedule.updates or config.train.updates, config.schedule.warmup_updates
+def values_at(config: Config, objective: Objective, update: int) -> Values:
+    """The scheduled values of update `update` (from 1) under the configuration of its stage: a pure function."""
+    optimizer, teacher, lengths = config.optimizer, config.teacher, config.schedule
+    total, index = lengths.updates or config.train.updates, update - 1
+    peak = optimizer.peak_learning_rate(config.train.batch_size)
     return Values(
-        learning_rate=schedule.warmup_cosine(
-            update - 1, total, peak=optimizer.learning_rate, final=optimizer.final_learning_rate, warmup=warmup
+        learning_rate=schedule.learning_rate(
+            index,
+            total,
+            peak=peak,
+            final=optimizer.last_learning_rate,
+            warmup=lengths.warmup_updates,
+            shape=lengths.shape,
         ),
-        weight_decay=schedule.cosine(
-            update - 1, total, start=optimizer.weight_decay, final=optimizer.final_weight_decay
+        weight_decay=schedule.cosine(index, total, start=optimizer.weight_decay, final=optimizer.final_weight_decay),
+        teacher_momentum=schedule.cosine(index, total, start=teacher.momentum, final=teacher.final_momentum),
+        backbone_scale=schedule.frozen_then_ramp(
+            index, frozen=optimizer.backbone_frozen_updates, ramp=optimizer.backbone_ramp_updates
         ),
-        teacher_momentum=schedule.cosine(update - 1, total, start=teacher.momentum, final=teacher.final_momentum),
-        teacher_temperature=schedule.linear_ramp(
-            update - 1,
-            objective.teacher_temperature_warmup_updates,
-            start=objective.teacher_temperature_start,
-            final=objective.teacher_temperature,
-        ),
+        objective=objective.values(update),
     )
 
 
 class Learner:
-    """Student, teacher and optimizer on a device. Student and teacher start equal, as a function of the seed alone."""
+    """Networks, objective and optimizer on a device. Student and teacher start equal, as a function of the seed alone.
+
+    `enter` says which update comes next: `config`, `views`, `objective` and `settings` are those of its stage.
+    """
 
     def __init__(self, config: Config, preprocess: Preprocess, device: torch.device) -> None:
-        self.config = config
-        self.views = view_settings(config)
-        self.student = _network(config, preprocess).to(device)
-        self.teacher = _network(config, preprocess).to(device).requires_grad_(False)
-        self.named = list(self.student.named_parameters())
-        self.optimizer = make_optimizer(self.student, config.optimizer)
+        self.run_config = with_prototypes(config)
+        self.stages = stages_of(self.run_config)
+        self.objectives = [make_objective(stage.config) for stage in self.stages]
+        self.vit = vit_config(config)
+        whole = make_objective(self.run_config)
+        student, teacher = (build_network(self.vit, preprocess, whole, config.seed).to(device) for _ in range(2))
+        self.networks = Networks(student, teacher, config.precision)
+        self.named = self.networks.student_weights.named
+        self.optimizer = make_optimizer(self.named, config.optimizer)
+        self.state = {name: value.to(device) for name, value in whole.first_state().items()}
+        self.enter(1)
+
+    def enter(self, update: int) -> None:
+        """Update number `update` (from 1) is next."""
+        self.stage: Stage = stage_of(self.stages, update)
+        self.config = self.stage.config
+        self.objective: Objective = self.objectives[self.stage.number - 1]
+        self.views = view_settings(self.config)
+        optimizer = self.config.optimizer
         self.settings = StepSettings(
-            precision=config.precision,
-            student_temperature=config.objective.student_temperature,
-            sinkhorn_iterations=config.objective.sinkhorn_iterations,
-            clip_norm=config.optimizer.clip_norm,
+            precision=self.config.precision, clip_norm=optimizer.clip_norm, clip_by_part=optimizer.clip == "parts"
         )
+        # Also where it stays the same: graphs of another stage's views are forgotten.
+        self.networks.run_as(execution_of(self.config))
+
+    @property
+    def student(self) -> Network:
+        return self.networks.student
+
+    @property
+    def teacher(self) -> Network:
+        return self.networks.teacher
 
     @property
     def preprocess(self) -> Preprocess:
         return self.teacher.backbone.preprocess
 
-    @property
-    def tokens_per_image(self) -> int:
-        """Tokens that the student sees of one image: patches, CLS and registers of all its views."""
-        vit, views = self.student.backbone.config, self.views
-        sizes = [views.global_size] * NUM_GLOBAL + [views.local_size] * views.num_local
-        return sum((size // vit.patch_size) ** 2 + 1 + vit.num_registers for size in sizes)
+    def recipe(self, batch_size: int) -> Recipe:
+        """How a global batch of so many windows is made at this stage."""
+        return Recipe(
+            seed=self.config.seed,
+            views=self.views,
+            needs=self.objective.needs,
+            vit=self.vit,
+            preprocess=self.preprocess,
+            batch_size=batch_size,
+            unknown_scale=self.config.model.unknown_scale,
+        )
+
+    def counted(self, update: int) -> dict[str, int]:
+        """`images`, `views` and `tokens` (patches, CLS and registers of the student's views) of the first updates."""
+        counts = {"images": 0, "views": 0, "tokens": 0}
+        for stage in self.stages:
+            images = stage.updates_until(update) * stage.config.train.batch_size
+            views = view_settings(stage.config)
+            sides = (views.global_size,) * NUM_GLOBAL + (views.local_size,) * views.num_local
+            tokens = sum((side // self.vit.patch_size) ** 2 + self.vit.num_prefix_tokens for side in sides)
+            for name, each in (("images", 1), ("views", len(sides)), ("tokens", tokens)):
+                counts[name] += images * each
+        return counts
+
+    def wants_gram_views(self, update: int) -> bool:
+        """Whether Gram anchoring is on in update `update`."""
+        return self.objective.values(update).get("weight_gram", 0.0) > 0
 
     def step(self, micro_batches: Sequence[ViewBatch], update: int) -> tuple[StepResult, Values]:
         """Do update number `update` (from 1)."""
-        values = values_at(self.config, update)
+        values = values_at(self.config, self.objective, update)
         frozen = update <= self.config.optimizer.last_layer_frozen_updates
-        set_group_values(self.optimizer, values.learning_rate, values.weight_decay, last_layer_frozen=frozen)
-        result = train_step(
-            self.student,
-            self.teacher,
+        set_group_values(
             self.optimizer,
+            values.learning_rate,
+            values.weight_decay,
+            last_layer_frozen=frozen,
+            backbone_scale=values.backbone_scale,
+        )
+        self._take_gram_teacher(update)
+        result = train_step(
+            self.networks,
+            self.optimizer,
+            self.objective,
+            self.state,
             micro_batches,
             self.settings,
-            teacher_temperature=values.teacher_temperature,
+            values=values.objective,
             teacher_momentum=values.teacher_momentum,
         )
         return result, values
 
-    def start_from(self, folder: Path) -> None:
-        """Take backbone weights and preprocessing from `folder`. Raises ValueError where the shapes are other ones."""
-        source = dinox_model.load(folder)
-        if source.config != self.student.backbone.config:
-            raise ValueError(
-                f"{folder} holds {source.config}, and model.preset {self.config.model.preset} with "
-                f"{self.config.data.depth} slices is {self.student.backbone.config}."
-            )
-        for network in (self.student, self.teacher):
-            network.backbone.load_state_dict(source.state_dict())
+    def _take_gram_teacher(self, update: int) -> None:
+        """Between updates, from a teacher that is finite whatever the update before was."""
+        if not isinstance(self.objective, DINOv3):
+            return
+        missing = self.networks.gram is None and self.wants_gram_views(update)
+        if missing or self.objective.settings.gram.taken_before(update):
+            self.networks.take_gram_teacher()
+
+    def start_from(self, folder: Path) -> list[str]:
+        """Take backbone weights and preprocessing from `folder`; sentences that say what became of them.
+
+        Raises ValueError where they are not there, or of another shape.
+        """
+        source, said = load_backbone(folder, self.vit, self.preprocess, seed=self.config.seed)
+        for weights in (self.networks.student_weights, self.networks.teacher_weights):
+            with weights.in_network() as network:
+                network.backbone.load_state_dict(source.state_dict())  # type: ignore[union-attr] # a Network
         self._set_preprocess(source.preprocess)
+        return said
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds of this beside the teacher's backbone."""
-        return {
-            "student": self.student.state_dict(),
-            "teacher_head": self.teacher.head.state_dict(),
+        teacher = self.networks.teacher_weights.state_dict()
+        named = {
+            "student": self.networks.student_weights.state_dict(),
+            "teacher_heads": {name: value for name, value in teacher.items() if name.startswith("heads.")},
             "optimizer": optimizer_tensors(self.optimizer, self.named),
         }
+        if self.state:
+            named["objective"] = self.state
+        if self.networks.gram is not None:
+            named["gram_teacher"] = self.networks.gram.state_dict()
+        return named
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be what the checkpoint holds, bit for bit."""
-        self.student.load_state_dict(checkpoint.tensors("student"))
         source = dinox_model.load(checkpoint.folder)
-        self.teacher.backbone.load_state_dict(source.state_dict())
-        self.teacher.head.load_state_dict(checkpoint.tensors("teacher_head"))
+        backbone = {f"backbone.{name}": value for name, value in source.state_dict().items()}
+        self.networks.student_weights.load_state_dict(checkpoint.tensors("student"))
+        self.networks.teacher_weights.load_state_dict(backbone | checkpoint.tensors("teacher_heads"))
         restore_optimizer(self.optimizer, self.named, checkpoint.tensors("optimizer"))
+        for name, value in checkpoint.tensors("objective").items() if self.state else ():
+            self.state[name].copy_(value)
+        if checkpoint.has("gram_teacher"):
+            self.networks.load_gram_teacher(checkpoint.tensors("gram_teacher"))
         self._set_preprocess(source.preprocess)
 
     def _set_preprocess(self, preprocess: Preprocess) -> None:
         self.student.backbone.preprocess = self.teacher.backbone.preprocess = preprocess
+
+
+def make_objective(config: Config) -> Objective:
+    """The objective that the configuration names. `objective.prototypes` must be a number by now."""
+    section = config.objective
+    if section.name == "mae":
+        return MaskedAutoencoder(MAESettings(**section.mae.model_dump()))
+    if section.name == "classification":
+        return Classification(ClassificationSettings(**section.classification.model_dump()))
+    return DINOv3(_settings(DINOv3Settings, section.model_dump()))
+
+
+def _settings(kind: type, values: Mapping[str, Any]) -> Any:
+    """A settings dataclass of the values that it has a field for, with those within it."""
+    default = kind()
+    given = {}
+    for field in fields(kind):
+        inner = getattr(default, field.name)
+        value = values[field.name]
+        given[field.name] = _settings(type(inner), value) if is_dataclass(inner) else value
+    return kind(**given)
+
+
+def build_network(vit: ViTConfig, preprocess: Preprocess, objective: Objective, seed: int) -> Network:
+    """A network whose weights are a function of its shape and `seed`; student and teacher of one seed are equal."""
+    backbone = build(vit, seed=seed)
+    backbone.preprocess = preprocess
+    return Network(backbone, objective.heads(vit, seed + 1))
+
+
+def vit_config(config: Config) -> ViTConfig:
+    """The network's shape: the preset's, with what the `model` section says. Raises ConfigError where it is none."""
+    given = config.model.model_dump(exclude={"preset", "layer_scale", "unknown_scale"}, exclude_none=True)
+    if given.get("positions") == "learned":
+        side = config.views.global_size // given.get("patch_size", PRESETS[config.model.preset].patch_size)
+        given.setdefault("learned_grid", (side, side))
+    try:
+        return replace(
+            PRESETS[config.model.preset], in_channels=config.data.depth, layer_scale=config.model.layer_scale, **given
+        )
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
+
+
+def execution_of(config: Config) -> Execution:
+    """The `execution` section in the form that dinox_model.execution takes."""
+    section = config.execution
+    return Execution(compile=section.compile, checkpointing=section.activation_checkpointing)
 
 
 def view_settings(config: Config) -> ViewSettings:
@@ -137,26 +282,15 @@ def view_settings(config: Config) -> ViewSettings:
 
 
 def preprocess_of(config: Config, hu_histogram: np.ndarray) -> Preprocess:
-    """How the network sees a whole slice: the middle of the views' HU windows, normalised by the set's own statistics.
+    """How the network sees a whole slice: the middle of the views' windows, and the statistics of what views show.
 
     hu_histogram: int64 (4096,), bins of 16 HU from -32768, of the whole set. Raises ConfigError where nothing is to be
-    seen through that window.
+    seen through those windows.
     """
-    level, width = config.views.level_hu, config.views.width_hu
+    views = view_settings(config)
+    level_hu, width_hu = views.hu_policy.mean_window()
     try:
-        return Preprocess.from_histogram(hu_histogram, (level[0] + level[1]) / 2, math.sqrt(width[0] * width[1]))
+        mean, std = statistics_under_policy(hu_histogram, views)
     except ValueError as error:
-        raise ConfigError(f"views.level_hu, views.width_hu: {error}") from None
-
-
-def _network(config: Config, preprocess: Preprocess) -> Network:
-    objective = config.objective
-    shape = replace(PRESETS[config.model.preset], in_channels=config.data.depth, layer_scale=config.model.layer_scale)
-    return build_network(
-        shape,
-        preprocess,
-        hidden=objective.head_hidden,
-        bottleneck=objective.head_bottleneck,
-        prototypes=objective.prototypes,
-        seed=config.seed,
-    )
+        raise ConfigError(f"views: {error}") from None
+    return Preprocess(level_hu=level_hu, width_hu=width_hu, mean=mean, std=std)

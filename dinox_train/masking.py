@@ -62,12 +62,6 @@ class MaskPlan:
     """int64 (m,): where `masks`, flattened, is true, in order; picks patches (V*b, P, d).flatten(0, 1)."""
     weights: np.ndarray
     """float32 (m,): 1 / number of masked patches of the crop that the patch belongs to."""
-    num_views: int
-
-    def select(self, rows: slice) -> MaskPlan:
-        """The plan of some of these rows: a micro-batch's."""
-        by_view = self.masks.reshape(self.num_views, -1, self.masks.shape[1])
-        return _plan(by_view[:, rows].reshape(-1, self.masks.shape[1]), self.num_views)
 
 
 def masked_counts(settings: MaskSettings, *, num_crops: int, num_patches: int) -> np.ndarray:
@@ -107,7 +101,9 @@ def draw_masks(
         chosen = _draw_blocks(numbers.reshape(-1, TRIES, 4), wanted[masked], grid)
     numbers = _of_crops(seed, "masks.patches", position, crop_rows, crop_views, num_views, num_patches)
     masks[masked] = _top_up(chosen.reshape(-1, num_patches), numbers, wanted[masked])
-    return _plan(masks, num_views)
+    masked_per_crop = masks.sum(axis=1)
+    weights = np.repeat(1 / np.maximum(masked_per_crop, 1), masked_per_crop).astype(np.float32)
+    return MaskPlan(masks=masks, indices=np.flatnonzero(masks), weights=weights)
 
 
 def draw_patches(
@@ -115,7 +111,7 @@ def draw_patches(
 ) -> np.ndarray:
     """`count` different patches of each crop, all equally likely, ascending: int64 (num_views*b, count), view-major.
 
-    Keyed like masks. For losses over pairs of patches, whose cost is to be bounded (`gram.take_patches`). Raises
+    Keyed like masks. For the loss over pairs of patches, whose cost is to be bounded (`gram.take_patches`). Raises
     ValueError for more patches than there are.
     """
     if not 0 <= count <= num_patches:
@@ -189,9 +185,3 @@ def _top_up(masks: np.ndarray, numbers: np.ndarray, wanted: np.ndarray) -> np.nd
     added = np.zeros_like(masks)
     np.put_along_axis(added, order, np.arange(masks.shape[1]) < missing[:, None], axis=1)
     return masks | added
-
-
-def _plan(masks: np.ndarray, num_views: int) -> MaskPlan:
-    counts = masks.sum(axis=1)
-    weights = np.repeat(1 / np.maximum(counts, 1), counts).astype(np.float32)
-    return MaskPlan(masks=masks, indices=np.flatnonzero(masks), weights=weights, num_views=num_views)

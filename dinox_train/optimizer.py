@@ -1,22 +1,48 @@
 """The optimizer: AdamW over groups of parameters that share a learning rate and a weight decay; clipped gradients.
 
-Each group keeps `lr_scale`, `wd_scale`, `last_layer` and the `names` of its parameters; `set_group_values` gives it the
-values of an update. Invariant: with `optimizer.found_inf` = 1 a step changes nothing at all, neither
-parameters nor moments nor step counts, and the host never reads the flag (torch's fused AdamW reads it on the device).
+Each group keeps what `RULES` say of its parameters, and their `names`; `set_group_values` gives it the values of an
+update. Invariant: with `optimizer.found_inf` = 1 a step changes nothing at all, neither parameters nor moments nor step
+counts, and the host never reads the flag (torch's fused AdamW reads it on the device).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-TOKENS = ("cls_token", "register_tokens", "mask_token")
-LAST_LAYER = "last_layer"
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+Named = Iterable[tuple[str, nn.Parameter]]
+"""A network's parameters by name: `backbone.…`, `heads.NAME.…`."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What holds for the parameters whose whole name fits `pattern`."""
+
+    pattern: str
+    depth: Literal["input", "block", "top"]
+    """Where in the network: before the blocks, in the block whose number the pattern's first group is, after them."""
+    decays: bool
+    """Whether its matrices have weight decay. Vectors never have: biases, norms, LayerScale."""
+    kind: Literal["", "patch_embed", "prototypes"] = ""
+
+
+# The first that fits. Tokens, queries and positions are vectors too, in all but shape.
+RULES = (
+    Rule(r"backbone\.patch_embed\..+", "input", True, "patch_embed"),
+    Rule(r"backbone\.(cls_token|register_tokens|mask_token)", "input", False),
+    Rule(r"backbone\.positions\..+", "input", False),
+    Rule(r"backbone\.scale\..+", "input", True),
+    Rule(r"backbone\.blocks\.(\d+)\..+", "block", True),
+    Rule(r"backbone\.(norm|cls_norm)\..+", "top", False),
+    Rule(r"heads\.\w+\.last_layer\..+", "top", True, "prototypes"),
+    Rule(r"heads\.(.+[._])?(tokens?|queries|embedding)", "top", False),
+    Rule(r"heads\..+", "top", True),
+)
 
 
 class OptimizerSettings(Protocol):
@@ -32,72 +58,123 @@ class OptimizerSettings(Protocol):
     def patch_embed_scale(self) -> float: ...
 
 
-def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """Fused AdamW over the parameters of `network`, whose children are `backbone` and `head`.
+class Clipped(NamedTuple):
+    """0-dim fp32 tensors on the device."""
+
+    norm: Tensor
+    """Of the whole gradient, before it was clipped. Not finite where any gradient is not."""
+    clipped: Tensor
+    """1.0 where the gradient, or a part of it, was longer than allowed, else 0.0."""
+
+
+def make_optimizer(named_parameters: Named, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Fused AdamW over fp32 parameters (`MasterWeights.named`).
 
     Learning rate and weight decay are 0 until `set_group_values` gives an update's.
     """
-    groups = parameter_groups(network.named_parameters(), settings.layer_decay, settings.patch_embed_scale)
+    groups = parameter_groups(named_parameters, settings.layer_decay, settings.patch_embed_scale)
     return torch.optim.AdamW(groups, lr=0.0, betas=(settings.beta1, settings.beta2), weight_decay=0.0, fused=True)
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], layer_decay: float = 1.0, patch_embed_scale: float = 1.0
+    named_parameters: Named, layer_decay: float = 1.0, patch_embed_scale: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameters of a network, named `backbone.…` and `head.…`, in groups for torch's optimizers.
+    """Parameters of a network in groups for torch's optimizers, each in exactly one.
 
-    lr_scale, for L blocks: block i layer_decay^(L - i); patch embedding and tokens layer_decay^(L + 1), the patch
-    embedding x patch_embed_scale besides; final norm and head 1. wd_scale: 0 for vectors (biases, norms, LayerScale)
-    and for tokens, which are vectors too in all but shape; else 1. last_layer: the head's prototypes.
-    Frozen parameters are left out. Raises ValueError for a name that no rule knows: a new kind of parameter needs one.
+    lr_scale, for L blocks: block i layer_decay^(L - i); before the blocks layer_decay^(L + 1), the patch embedding x
+    patch_embed_scale besides; after them 1 (DINOv3's). wd_scale: 1 for what `RULES` say decays, else 0. prototypes: a
+    head's last layer. backbone: all of the backbone but its patch embedding. Frozen parameters are left out.
+    Raises ValueError for a name that no rule knows: a new kind of parameter needs one.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    num_blocks = 1 + max((int(found[1]) for name, _ in trained if (found := _BLOCK.search(name))), default=-1)
-    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
-    for name, parameter in trained:
-        lr_scale = _lr_scale(name, num_blocks, layer_decay, patch_embed_scale)
-        wd_scale = 0.0 if parameter.ndim <= 1 or name.endswith(TOKENS) else 1.0
-        last_layer = name.startswith(f"head.{LAST_LAYER}.")
+    found = [(name, parameter, *_rule(name)) for name, parameter in trained]
+    num_blocks = 1 + max((block for *_, block in found if block is not None), default=-1)
+    groups: dict[tuple[float, float, bool, bool], dict[str, Any]] = {}
+    for name, parameter, rule, block in found:
+        lr_scale = _lr_scale(rule, num_blocks, block, layer_decay, patch_embed_scale)
+        wd_scale = float(rule.decays and parameter.ndim > 1)
+        prototypes = rule.kind == "prototypes"
+        backbone = name.startswith("backbone.") and rule.kind != "patch_embed"
         group = groups.setdefault(
-            (lr_scale, wd_scale, last_layer),
-            {"params": [], "names": [], "lr_scale": lr_scale, "wd_scale": wd_scale, "last_layer": last_layer},
+            (lr_scale, wd_scale, prototypes, backbone),
+            {
+                "params": [],
+                "names": [],
+                "lr_scale": lr_scale,
+                "wd_scale": wd_scale,
+                "prototypes": prototypes,
+                "backbone": backbone,
+            },
         )
         group["params"].append(parameter)
         group["names"].append(name)
     return [groups[key] for key in sorted(groups)]
 
 
-def _lr_scale(name: str, num_blocks: int, layer_decay: float, patch_embed_scale: float) -> float:
-    part, _, rest = name.partition(".")
-    block = _BLOCK.match(rest)
-    if part == "head" or (part == "backbone" and rest.startswith("norm.")):
+def _rule(name: str) -> tuple[Rule, int | None]:
+    """The rule of a parameter, and the number of its block."""
+    for rule in RULES:
+        if match := re.fullmatch(rule.pattern, name):
+            return rule, int(match[1]) if rule.depth == "block" else None
+    raise ValueError(f"parameter {name}: no rule says its learning rate. Add one to RULES of dinox_train/optimizer.py.")
+
+
+def _lr_scale(rule: Rule, num_blocks: int, block: int | None, layer_decay: float, patch_embed_scale: float) -> float:
+    if rule.depth == "top":
         return 1.0
-    if part == "backbone" and block:
-        return layer_decay ** (num_blocks - int(block[1]))
-    if part == "backbone" and rest.startswith("patch_embed."):
-        return layer_decay ** (num_blocks + 1) * patch_embed_scale
-    if part == "backbone" and rest in TOKENS:
-        return layer_decay ** (num_blocks + 1)
-    raise ValueError(f"parameter {name}: no rule says its learning rate. Add one to dinox_train/optimizer.py.")
+    depth = num_blocks + 1 if block is None else num_blocks - block
+    return layer_decay**depth * (patch_embed_scale if rule.kind == "patch_embed" else 1.0)
 
 
 def set_group_values(
-    optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float, *, last_layer_frozen: bool = False
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    weight_decay: float,
+    *,
+    last_layer_frozen: bool = False,
+    backbone_scale: float = 1.0,
 ) -> None:
     """Give each group its share of this update's learning rate and weight decay (AdamW multiplies the two).
 
-    last_layer_frozen: the prototypes keep their values in this update; their moments go on.
+    last_layer_frozen: the prototypes keep their values in this update. backbone_scale: further factor on the backbone's
+    learning rate, but not on its patch embedding's; 0 keeps it as it is. What is kept has moments that go on.
     """
     for group in optimizer.param_groups:
-        frozen = last_layer_frozen and group["last_layer"]
-        group["lr"] = 0.0 if frozen else learning_rate * group["lr_scale"]
+        scale = group["lr_scale"] * (backbone_scale if group["backbone"] else 1.0)
+        group["lr"] = 0.0 if last_layer_frozen and group["prototypes"] else learning_rate * scale
         group["weight_decay"] = weight_decay * group["wd_scale"]
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients together so that their norm is at most `max_norm`; the norm before, a 0-dim fp32 tensor.
+def clip_gradients(named_parameters: Named, max_norm: float, *, by_part: bool) -> Clipped:
+    """Scale gradients so that their norm is at most `max_norm`.
 
-    The norm is not finite where any gradient is not (nor where its square overflows fp32, from 1.8e19): such gradients
-    are worthless afterwards, and the caller must mask the update. Nothing here waits for the device.
+    by_part: the backbone and each head for itself, as DINOv3 does, so that the large gradients of fresh heads do not
+    shorten the backbone's; else all together. The norm is not finite where any gradient is not (nor where its square
+    overflows fp32, from 1.8e19): such gradients are worthless afterwards, and the caller must mask the update. Nothing
+    here waits for the device.
     """
-    return nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=False, foreach=True)
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if parameter.grad is not None:  # a head whose term is off has none
+            parts.setdefault(_part(name) if by_part else "", []).append(parameter)
+    norms = torch.stack([_clip(parameters, max_norm) for parameters in parts.values()])
+    return Clipped(torch.linalg.vector_norm(norms), (norms > max_norm).any().float())
+
+
+def _part(name: str) -> str:
+    """`backbone`, or `heads.NAME`."""
+    return "backbone" if name.startswith("backbone.") else ".".join(name.split(".")[:2])
+
+
+def _clip(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if not _short_enough(norm, max_norm):
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+    return norm
+
+
+def _short_enough(norm: Tensor, max_norm: float) -> bool:
+    """Whether scaling is known to be a multiplication by 1: on the CPU, whose memory the host may read. A GPU would
+    have to be waited for, and multiplies. The 1e-6 is that of torch's divisor.
+    """
+    return norm.device.type == "cpu" and bool(norm + 1e-6 <= max_norm)

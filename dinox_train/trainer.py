@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 import torch
 from rich.progress import Progress
-from torch import Tensor
 
 from dinox_io import Batch, Loader, LoaderError, LoaderStalled, ShardError
 from dinox_train.checkpoint import Checkpoint, rotate, save_checkpoint
@@ -25,12 +24,16 @@ from dinox_train.evaluate import Evaluator
 from dinox_train.feed import Feed
 from dinox_train.learner import Learner, Values
 from dinox_train.metrics import LineFile
+from dinox_train.micro_batch import GlobalBatch
 from dinox_train.pictures import save_views_picture
+from dinox_train.plan_report import costs_in_words
 from dinox_train.platform import assert_precision
 from dinox_train.report import verdict_in_words, write_report
 from dinox_train.run import RunFolder, StopSignals, log
-from dinox_train.step import NUM_GLOBAL, StepResult, ViewBatch
-from dinox_train.views import ViewPlan, draw_views, render_views
+from dinox_train.slice_labels import SliceLabels
+from dinox_train.step import StepResult
+from dinox_train.view_batch import ViewBatch
+from dinox_train.views import ViewPlan
 
 EXIT_DONE, EXIT_ERROR, EXIT_HEALTH, EXIT_STALLED = 0, 1, 4, 5
 _ENDINGS = {
@@ -75,13 +78,20 @@ class Trainer:
     def __init__(self, learner: Learner, dataset: Dataset, folder: RunFolder, device: torch.device) -> None:
         self.learner, self.dataset, self.folder, self.device = learner, dataset, folder, device
         self.config = learner.config
-        self.evaluator = Evaluator(dataset, learner, device)
+        self.labels = self._slice_labels()
+        self.evaluator = Evaluator(dataset, learner, device, self.labels)
         self.feed = Feed(device)
         self.update = 0
         self.saved: int | None = None
         self.masked_in_a_row = 0
         self.pending: Pending | None = None
         self.precision_seen = False
+
+    def _slice_labels(self) -> SliceLabels | None:
+        name = self.learner.objective.needs.labels
+        if name is None:
+            return None
+        return SliceLabels(name, [(source.folder, source.shards.volumes) for source in self.dataset.sources])
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Be where the checkpoint was."""
@@ -97,8 +107,7 @@ class Trainer:
             self._event("started" if self.saved is None else "resumed", f"at update {self.update}")
             log.info("windows reach the device from %s", self.feed.describe())
             try:
-                with self._loader() as loader:
-                    code = self._loop(loader, stop, progress)
+                code = self._stages(stop, progress)
             except (ShardError, LoaderError) as error:
                 # What was learnt so far is sound: keep it, then say what is damaged or hangs.
                 log.error("%s", error)
@@ -127,22 +136,42 @@ class Trainer:
             "update": self.update,
             "position": self.update,
             "masked_in_a_row": self.masked_in_a_row,
-            "config": self.config.model_dump(mode="json"),
+            "config": self.learner.run_config.model_dump(mode="json"),
             "shards": self.dataset.began,
         }
-        teacher = self.learner.teacher.backbone
-        save_checkpoint(
-            self.folder.checkpoints, self.update, teacher=teacher, tensors=self.learner.tensors(), state=state
-        )
+        with self.learner.networks.teacher_weights.in_network():
+            save_checkpoint(
+                self.folder.checkpoints,
+                self.update,
+                teacher=self.learner.teacher.backbone,
+                tensors=self.learner.tensors(),
+                state=state,
+            )
         self.saved = self.update
         keep = self.config.checkpoint
         rotate(self.folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
 
-    def _loop(self, loader: Loader, stop: StopSignals, progress: Progress | None) -> int:
+    def _stages(self, stop: StopSignals, progress: Progress | None) -> int:
+        """One stage after the other, each with a loader of its own; the windows go on where they are."""
+        code: int | None = None
+        while code is None:
+            self.learner.enter(self.update + 1)
+            self.config = self.learner.config
+            if len(self.learner.stages) > 1:
+                self._event("stage", f"{self.learner.stage.number} begins or goes on with update {self.update + 1}")
+            for line in costs_in_words(self.learner):
+                log.info("%s", line)
+            with self._loader() as loader:
+                code = self._loop(loader, stop, progress)
+        return code
+
+    def _loop(self, loader: Loader, stop: StopSignals, progress: Progress | None) -> int | None:
+        """Train to the end of the stage (None), or to the end of the run: its exit code."""
         config, total = self.config, self.config.train.updates
+        last = min(total, self.learner.stage.last or total)
         batches, counters, mark = iter(loader), loader.counters, time.perf_counter()
 
-        while self.update < total:
+        while self.update < last:
             if stop.received is not None:
                 return stop.exit_code
             # --- the next global batch: wait, move, make views
@@ -156,7 +185,7 @@ class Trainer:
             self.update += 1
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
             before, counters = counters, loader.counters
-            line = self._line(drawn, asdict(values), wait_s, seconds)
+            line = self._line(drawn, values.line(), wait_s, seconds)
             line |= {name: counters[name] - before[name] for name in LOADER_SUMS}
             line |= {"loader_threads": counters["active_threads"], "set_shares": loader.shares}
             self.pending = Pending(line, result, drawn)
@@ -180,7 +209,7 @@ class Trainer:
                 self._event("stopped", f"{self.masked_in_a_row} updates in a row had a non-finite loss or gradient")
                 log.error("health: stopped. Lower optimizer.learning_rate or look at RUN/masked_batches/.")
                 return EXIT_HEALTH
-        return EXIT_DONE
+        return EXIT_DONE if self.update >= total else None
 
     def _loader(self) -> Loader:
         data, train = self.config.data, self.config.train
@@ -213,22 +242,17 @@ class Trainer:
 
     def _draw(self, batches: Iterator[Batch]) -> tuple[float, Drawn]:
         """Seconds waited for data, and the views of the next global batch."""
-        wait_s, drawn = 0.0, Drawn()
+        learner, wait_s, drawn, made = self.learner, 0.0, Drawn(), None
         for _ in range(self.config.train.accumulation):
             begin = time.perf_counter()
             batch = next(batches)
             wait_s += time.perf_counter() - begin
+            if made is None:
+                recipe = learner.recipe(self.config.train.batch_size)
+                made = GlobalBatch(recipe, batch.position, gram=learner.wants_gram_views(self.update + 1))
             images = self.feed.to_device(batch)
-            plan = draw_views(
-                self.learner.views,
-                seed=self.config.seed,
-                position=batch.position,
-                rows=batch.rows,
-                sizes=batch.sizes,
-                spacing_mm=batch.spacing_mm,
-            )
-            preprocess = self.learner.preprocess
-            views = ViewBatch(*render_views(images, plan, self.learner.views, preprocess.mean, preprocess.std))
+            labels = self.labels and self.labels.of(batch.set, batch.volume, batch.center)
+            views, plan = made.micro_batch(images, batch.rows, batch.sizes, batch.spacing_mm, labels)
             if self.update == 0 and not drawn.micro_batches:
                 self._picture_of(views, plan)
             drawn.micro_batches.append(views)
@@ -240,32 +264,36 @@ class Trainer:
 
     def _step(self, drawn: Drawn) -> tuple[StepResult, Values]:
         if not self.precision_seen:
-            self._assert_precision(drawn.micro_batches[0].global_views[:1])
+            self._assert_precision(drawn.micro_batches[0])
         return self.learner.step(drawn.micro_batches, self.update + 1)
 
-    def _assert_precision(self, images: Tensor) -> None:
-        student = self.learner.student
-        seen = assert_precision(lambda x: student.head(student.backbone(x).cls), images, self.config.precision)
-        student.zero_grad(set_to_none=True)
+    def _assert_precision(self, views: ViewBatch) -> None:
+        student, networks = self.learner.student, self.learner.networks
+        head = next(iter(student.heads.values()))
+        mm = None if views.teacher_mm is None else views.teacher_mm[:1]
+        with networks.eagerly():
+            seen = assert_precision(
+                lambda x: head(student.backbone(x, mm_per_pixel=mm).cls),
+                views.global_views[:1],
+                self.config.precision,
+                student.parameters(),
+            )
+        networks.student_weights.zero_gradients()
         log.info("precision: %s asserted, forward and backward: %s", self.config.precision, seen)
         self.precision_seen = True
 
     def _line(self, drawn: Drawn, values: dict[str, float], wait_s: float, seconds: float) -> dict[str, Any]:
-        images = self.update * self.config.train.batch_size
-        views_per_image = NUM_GLOBAL + self.config.views.num_local
         return {
             "update": self.update,
+            "stage": self.learner.stage.number,
             "applied": True,
-            "images": images,
-            "views": images * views_per_image,
-            "tokens": images * self.learner.tokens_per_image,
+            **self.learner.counted(self.update),
             "epoch": drawn.epoch,
             "loss": None,
             "loss_dino": None,
             "loss_ibot": None,
             "loss_koleo": None,
             "loss_gram": None,
-            "lr": values.pop("learning_rate"),
             **values,
             "images_per_s": self.config.train.batch_size / seconds,
             "data_wait_fraction": min(wait_s / seconds, 1.0),
@@ -282,8 +310,7 @@ class Trainer:
         pending, self.pending = self.pending, None
         line, figures = pending.line, pending.result.to_host()
         line |= figures
-        line["loss_dino"] = line["loss"]
-        line["applied"] = figures["applied"] == 1.0
+        line["applied"], line["clipped"] = figures["applied"] == 1.0, figures["clipped"] == 1.0
         self.metrics.write(line)
         if line["applied"]:
             self.masked_in_a_row = 0
@@ -347,9 +374,9 @@ def memory_bytes(device: torch.device) -> int:
 def in_words(line: dict[str, Any], total: int) -> str:
     """One line for people: waiting for data first, since that is what is usually wrong."""
     loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
+    entropy = f"teacher entropy {line['teacher_entropy']:.2f}  " if "teacher_entropy" in line else ""
     return (
         f"update {line['update']}/{total}  data wait {line['data_wait_fraction']:.1%}  "
         f"{line['images_per_s']:.1f} images/s  loss {loss}  grad norm {line['grad_norm']:.2f}  "
-        f"lr {line['lr']:.2e}  teacher entropy {line['teacher_entropy']:.2f}  "
-        f"memory {line['memory_bytes'] / 2**30:.1f} GiB"
+        f"lr {line['lr']:.2e}  {entropy}memory {line['memory_bytes'] / 2**30:.1f} GiB"
     )

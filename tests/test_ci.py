@@ -58,7 +58,11 @@ def test_the_stages_and_the_time_of_the_last(machine: Machine, tmp_path: Path) -
     done = machine(python3=GOOD_PYTHON, make="exit 0")
     assert done.returncode == 0, done.stderr
     assert _calls(tmp_path, "make") == ["setup", "test", "demo SHORT=1", "faults FAULTS_MINUTES=15"]
-    assert _calls(tmp_path, "python") == ["-m pytest tests/io tests/model"]
+    assert _calls(tmp_path, "python") == [
+        "-m pytest tests/io tests/model",
+        "-m pip install -q -c .venv/constraints.txt --editable .[hf]",
+        "-m pytest tests/model -k huggingface or lora",
+    ]
 
 
 def test_a_stage_that_fails_ends_it(machine: Machine, tmp_path: Path) -> None:

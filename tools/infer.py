@@ -187,7 +187,11 @@ def opened(given: argparse.Namespace) -> "Network":
     """The network, with what is to be said of it."""
     from inference.network import open_network
 
+    from dinox_model.host_memory import keep_freed_memory
+
     network = open_network(given.model, given.device, given.dtype)
+    if network.device == "cpu":
+        keep_freed_memory()
     print("\n".join(network.notes))
     print(f"runs on {network.device} in {network.dtype}, windows of {network.depth} slices", flush=True)
     return network

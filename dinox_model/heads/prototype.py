@@ -13,6 +13,11 @@ from dinox_model.fields import Count
 from dinox_model.heads.head import Head, HeadConfig
 from dinox_model.initialisation import materialise
 
+SHORTEST = 1e-3
+"""Length under which a bottleneck is divided by this, not by its own. Ordinary ones are about 1 long. A masked patch
+in a fresh network is about 1e-4 long, or 0: divided by that, its gradient would drown all others in the first updates.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrototypeHeadConfig(HeadConfig):
@@ -56,4 +61,4 @@ class PrototypeHead(Head):
         """Features (…, in_features) to logits (…, prototypes), not yet divided by a temperature."""
         hidden = self.mlp(x)
         # In fp32: a bf16 sum of squares makes lengths that differ from 1 by half a percent.
-        return self.last_layer(F.normalize(hidden.float(), dim=-1).to(hidden.dtype))
+        return self.last_layer(F.normalize(hidden.float(), dim=-1, eps=SHORTEST).to(hidden.dtype))

@@ -82,9 +82,26 @@ def resize_features(patches: Tensor, grid: tuple[int, int], new_grid: tuple[int,
     return resized.flatten(2).transpose(1, 2)
 
 
-def take_patches(patches: Tensor, indices: Tensor) -> Tensor:
-    """Some patches of each crop: (c, m, d) of patches (c, n, d) and int64 indices (c, m)."""
+def take_patches(patches: Tensor, indices: Tensor | None) -> Tensor:
+    """Some patches of each crop: (c, m, d) of patches (c, n, d) and int64 indices (c, m); None: all."""
+    if indices is None:
+        return patches
     return patches.gather(1, indices[..., None].expand(-1, -1, patches.shape[2]))
+
+
+def gram_flops(num_patches: int, width: int, negatives: Negatives) -> int:
+    """What the loss and its gradient take for one crop and layer: 2 for each multiplication with addition of a matrix
+    product."""
+    if negatives != "keep":
+        return 4 * 2 * num_patches**2 * width
+    if _by_features(num_patches, width):
+        return 9 * 2 * num_patches * width**2
+    return 3 * 2 * num_patches**2 * width
+
+
+def _by_features(num_patches: int, width: int) -> bool:
+    # 9 products of n d^2 with the backward pass, against 3 of n^2 d and some passes over n^2 values: measured on a CPU.
+    return 5 * width < 2 * num_patches
 
 
 def _square_differences(s_CND: Tensor, g_CND: Tensor, negatives: Negatives) -> Tensor:
@@ -94,10 +111,8 @@ def _square_differences(s_CND: Tensor, g_CND: Tensor, negatives: Negatives) -> T
         if negatives == "clamp_both":
             ours_CNN = ours_CNN.clamp(min=0)
         return (ours_CNN - theirs_CNN.clamp(min=0)).square().sum(dim=(1, 2))
-    n, d = s_CND.shape[1:]
     e_CND, t_CND = s_CND - g_CND, s_CND + g_CND
-    # 9 products of n d^2 with the backward pass, against 3 of n^2 d and some passes over n^2 values: measured on a CPU.
-    if 5 * d < 2 * n:
+    if _by_features(*s_CND.shape[1:]):
         return _of_features(e_CND, t_CND)
     return _of_similarities(e_CND, t_CND)
 

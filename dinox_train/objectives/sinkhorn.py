@@ -1,13 +1,13 @@
 """Sinkhorn-Knopp: the teacher's prototype logits as targets that use all prototypes alike.
 
-Legend: n samples (of this rank), K prototypes, L logits, tau temperature, w weights of the samples (1 if not given).
+Legend: n samples (of this rank), K prototypes, L logits, tau temperature.
 
 A few turns of "every prototype gets the same share of all samples, then every sample's row sums to 1" on exp(L / tau)
 (Caron et al., SwAV, arXiv 2006.09882, section 3.1; Cuturi, arXiv 1306.0895). Rows and columns are scaled and nothing
 else happens, so the state is two vectors, kept as logarithms:
 
     targets_nk = exp(L_nk / tau - u_k - v_n)
-    u_k = logsumexp_n(log w_n + L_nk / tau - v_n)        v_n = logsumexp_k(L_nk / tau - u_k)
+    u_k = logsumexp_n(L_nk / tau - v_n)        v_n = logsumexp_k(L_nk / tau - u_k)
 
 v_n needs its own row only, so u (K numbers) is all that one sample must know of the others: `prototype_potential` finds
 it, and `balanced_targets` makes the targets of any rows of it when they are needed. Nothing overflows for any finite
@@ -97,21 +97,13 @@ def _logsumexp_ranks(logs_K: Tensor, all_reduce: AllReduce | None) -> Tensor:
     return largest_K + all_reduce((logs_K - largest_K).exp(), "sum").log()
 
 
-def _chunks(
-    pieces: Sequence[Tensor], weights: Sequence[Tensor] | None
-) -> Iterator[tuple[Tensor, Tensor] | tuple[Tensor, None]]:
+def _chunks(pieces: Sequence[Tensor]) -> Iterator[Tensor]:
     rows = max(1, _CHUNK_VALUES // max(1, pieces[0].shape[1]))
-    for number, piece in enumerate(pieces):
-        if weights is None:
-            yield from ((chunk, None) for chunk in piece.split(rows))
-        else:
-            yield from zip(piece.split(rows), weights[number].split(rows), strict=True)
+    for piece in pieces:
+        yield from piece.split(rows)
 
 
-def _check(pieces: Sequence[Tensor], weights: Sequence[Tensor] | None) -> None:
+def _check(pieces: Sequence[Tensor]) -> None:
     shapes = [tuple(piece.shape) for piece in pieces]
     if not shapes or any(len(shape) != 2 or shape[1] != shapes[0][-1] for shape in shapes):
         raise ValueError(f"logits: found shapes {shapes}, needed at least one (n, K), K the same in all")
-    if weights is not None and [tuple(each.shape) for each in weights] != [shape[:1] for shape in shapes]:
-        found = [tuple(each.shape) for each in weights]
-        raise ValueError(f"row_weights: found shapes {found}, needed one weight for each row of {shapes}")

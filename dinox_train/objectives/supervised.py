@@ -1,6 +1,6 @@
 """The loss of labelled images: one yes/no question about each of b images.
 
-    binary_cross_entropy  1 / rows * sum_i (softplus(z_i) - label_i z_i)
+binary_cross_entropy  1 / rows * sum_i (softplus(z_i) - label_i z_i)
 """
 
 from __future__ import annotations

@@ -61,16 +61,19 @@ def verdict_in_words(folder: Path) -> str:
 
 def most_prototypes(history: History) -> float | None:
     """The largest `prototype_use` there can be: two global views an image, each winning one of K prototypes."""
-    if history.config is None:
+    if history.config is None or history.config.objective.prototypes is None:
         return None
     return min(1.0, 2 * history.config.train.batch_size / history.config.objective.prototypes)
 
 
 def _loss(history: History) -> Iterator[Finding]:
-    first, now = history.first("loss"), history.now("loss")
+    # Of several terms, the DINO term is the one whose value says something by itself.
+    name = "loss" if history.now("loss_dino") is None else "loss_dino"
+    first, now = history.first(name), history.now(name)
     if first is None or now is None:
         return
-    uniform = math.log(history.config.objective.prototypes) if history.config else math.inf
+    prototypes = history.config and history.config.objective.prototypes
+    uniform = math.log(prototypes) if prototypes else math.inf
     if abs(now - uniform) < LOSS_PINNED * uniform:
         yield Finding(
             "bad",
@@ -129,7 +132,7 @@ def _rank(history: History) -> Iterator[Finding]:
 
 def _prototypes(history: History) -> Iterator[Finding]:
     now = history.now("prototype_use")
-    if now is None or history.config is None:
+    if now is None or history.config is None or history.config.objective.prototypes is None:
         return
     used = now * history.config.objective.prototypes
     views = 2 * history.config.train.batch_size

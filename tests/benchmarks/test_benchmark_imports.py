@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 STANDARD_LIBRARY_ONLY = ("timing", "serve", "harness", "intervals", "machine", "result", "compare", "loader_meters")
+PEERS_WITH_TORCH = ("peak_memory", "peer_networks", "peer_updates")
 PEERS = ("peer_codecs", "peer_stores", "peer_loaders", "peer_loader_stores")
 
 
@@ -23,6 +24,12 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY + PEERS)
 def test_imports(repository: Path, name: str) -> None:
     allowed = {*sys.stdlib_module_names, *STANDARD_LIBRARY_ONLY, *({"numpy", *PEERS} if name in PEERS else ())}
+    assert imported(repository / "benchmarks" / f"{name}.py") <= allowed
+
+
+@pytest.mark.parametrize("name", PEERS_WITH_TORCH)
+def test_imports_with_torch(repository: Path, name: str) -> None:
+    allowed = {*sys.stdlib_module_names, *STANDARD_LIBRARY_ONLY, *PEERS_WITH_TORCH, "numpy", "torch"}
     assert imported(repository / "benchmarks" / f"{name}.py") <= allowed
 
 

@@ -1,10 +1,12 @@
 """A small shard set, and a run small enough that a test can afford it whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dinox_model import PRESETS
 from dinox_train.__main__ import main
 from dinox_train.fake import write_fake_set
 
@@ -33,6 +35,16 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "small.yaml"
     file.write_text(SMALL)
     return file
+
+
+@pytest.fixture(scope="module")
+def tiny_preset() -> Iterator[None]:
+    """vit_ti is a network of two narrow blocks in this module: where the size of it shows nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            PRESETS, "vit_ti", replace(PRESETS["vit_ti"], num_layers=2, width=64, num_heads=2, mlp_hidden=128)
+        )
+        yield
 
 
 @pytest.fixture

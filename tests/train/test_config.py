@@ -1,10 +1,17 @@
 """Config: one truth, strict, with errors that say what, where and what to do."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
+from dinox_train.objectives.classification import ClassificationSettings
+from dinox_train.objectives.dinov3 import DINOv3Settings
+from dinox_train.objectives.masked_autoencoder import MAESettings
+from dinox_train.prototype_counts import with_prototypes
+from dinox_train.sections import ObjectiveSection, Section, StageSection
+from dinox_train.stages import stage_of, stages_of
 from dinox_train.views import ViewSettings
 
 
@@ -17,8 +24,9 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
 def test_every_shipped_file_loads_and_survives_a_round_trip(repository: Path, tmp_path: Path) -> None:
     files = [file for file in sorted((repository / "configs").rglob("*.yaml")) if file.parent.name != "about"]
     names = {str(file.relative_to(repository / "configs").with_suffix("")) for file in files}
-    overlays = {"hardware/strix_halo", "hardware/rtx_4090", "hardware/h200"}
-    assert names == {"demo", "vit_s", "vit_b", "vit_l", "vit_g"} | overlays
+    overlays = {"hardware/strix_halo", "hardware/rtx_4090", "hardware/h200", "warm_start"}
+    start = {"warm_start"}
+    assert names == {"demo", "vit_s", "vit_b", "vit_l", "vit_g"} | overlays | start
     for file in files:
         config = load_config([file])
         assert load_config([write(tmp_path, to_yaml(config))]) == config
@@ -92,7 +100,8 @@ def test_difference_lists_mathematics_only() -> None:
 
 def test_every_key_says_what_it_means() -> None:
     sections = [field.annotation for field in Config.model_fields.values() if hasattr(field.annotation, "model_fields")]
-    assert len(sections) == 13
+    sections += [StageSection, *_within(ObjectiveSection)]
+    assert len(sections) == 21
     silent = [
         f"{section.__name__}.{name}"
         for section in (Config, *sections)
@@ -100,6 +109,95 @@ def test_every_key_says_what_it_means() -> None:
         if not field.description and not hasattr(field.annotation, "model_fields")
     ]
     assert silent == []
+
+
+def _within(section: type[Section]) -> list[type[Section]]:
+    found = [field.annotation for field in section.model_fields.values()]
+    return [one for one in found if isinstance(one, type) and issubclass(one, Section)]
+
+
+def test_the_objective_section_has_the_defaults_of_the_objectives() -> None:
+    section = Config().objective.model_copy(update={"prototypes": DINOv3Settings().prototypes})
+    given = section.model_dump()
+    for name in ("dino", "ibot", "koleo", "gram"):
+        assert given[name] == dataclasses.asdict(getattr(DINOv3Settings(), name))
+    flat = {key: value for key, value in dataclasses.asdict(DINOv3Settings()).items() if not isinstance(value, dict)}
+    assert {key: given[key] for key in flat} == flat
+    assert given["mae"] == dataclasses.asdict(MAESettings())
+    assert given["classification"] == dataclasses.asdict(ClassificationSettings())
+
+
+STAGES = """
+views: {global_size: 64}
+objective: {gram: {weight: 2.0, start: 5}}
+stages:
+  - {updates: 10, objective: {gram: {weight: 0.0}}}
+  - {updates: 5, objective: {dino: {local_weight: 0.5}}}
+  - {views: {global_size: 96, local_size: 32}, optimizer: {learning_rate: 1.0e-5}, train: {accumulation: 4}}
+train: {updates: 40, batch_size: 8}
+"""
+
+
+def test_stages_overlay_the_run_and_follow_one_another(tmp_path: Path) -> None:
+    config = load_config([write(tmp_path, STAGES)])
+    stages = stages_of(config)
+    assert [(stage.number, stage.first, stage.last) for stage in stages] == [(1, 1, 10), (2, 11, 15), (3, 16, None)]
+    assert [stage_of(stages, update).number for update in (1, 10, 11, 15, 16, 1000)] == [1, 1, 2, 2, 3, 3]
+    assert [stage.config.objective.gram.weight for stage in stages] == [0.0, 2.0, 2.0]
+    assert [stage.config.objective.dino.local_weight for stage in stages] == [1.0, 0.5, 1.0]
+    assert [stage.config.views.global_size for stage in stages] == [64, 64, 96]
+    assert stages[2].config.train.accumulation == 4
+    assert stages[2].config.views.num_local == config.views.num_local
+    assert sum(stage.updates_until(12) for stage in stages) == 12
+    assert [stage.updates_until(17) for stage in stages] == [10, 5, 2]
+    assert load_config([write(tmp_path, to_yaml(config))]) == config
+    (alone,) = stages_of(Config())
+    assert (alone.first, alone.last, alone.config) == (1, None, Config())
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("stages: [{updates: 3, views: {global_sise: 64}}, {}]", ["stages.0", "views.global_size"]),
+        ("stages: [{updates: 3}, {views: {global_size: 100}}]", ["stages.1", "multiple of"]),
+        ("stages: [{}, {updates: 3}]", ["only the last one"]),
+        ("stages: [{objective: {prototypes: 64}}]", ["stages.0", "cannot change objective.prototypes"]),
+        ("stages: [{optimizer: {layer_decay: 0.5}}]", ["stages.0", "optimizer.layer_decay"]),
+        ("stages: [{train: {batch_size: 128}}]", ["stages.0", "train.batch_size"]),
+        ("stages: [{update: 3}]", ["stages.0.update", "did you mean `stages.0.updates`"]),
+        ("objective: {ibot: {weight: 0.0}}\nstages: [{objective: {ibot: {weight: 1.0}}}]", ["no iBOT head"]),
+        ("objective: {ibot: {weight: 0.0}, dino: {weight: 0.0}}", ["nothing is left to learn"]),
+        ("objective: {ibot: {head: shared, prototypes: 8}}", ["separate head"]),
+        ("objective: {gram: {layers: [12]}}", ["blocks 0 to 11"]),
+        ("objective: {gram: {size: 100}}", ["objective.gram.size"]),
+        ("train: {batch_size: 1}", ["objective.koleo"]),
+        ("objective: {name: dino}", ["objective.name"]),
+        ("model: {patch_size: 14}\nviews: {local_size: 96}", ["views.local_size", "patch size 14"]),
+    ],
+)
+def test_a_stage_or_an_objective_that_cannot_be_is_refused(tmp_path: Path, text: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([write(tmp_path, text)])
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_accumulation_may_change_in_a_stage_too(tmp_path: Path) -> None:
+    before = load_config([write(tmp_path, STAGES)])
+    after = load_config([write(tmp_path, STAGES.replace("accumulation: 4", "accumulation: 8"))])
+    assert difference(before, after) == []
+    other = load_config([write(tmp_path, STAGES.replace("local_weight: 0.5", "local_weight: 0.7"))])
+    assert difference(before, other) == ["stages.1.objective.dino.local_weight: 0.5 -> 0.7"]
+
+
+def test_prototypes_follow_the_batch_where_nobody_says(tmp_path: Path) -> None:
+    small, large = (with_prototypes(validate({"train": {"batch_size": size}})).objective for size in (16, 512))
+    assert (small.prototypes, small.ibot.prototypes) == (128, 512)
+    assert (large.prototypes, large.ibot.prototypes) == (8192, 16384)
+    given = with_prototypes(validate({"objective": {"prototypes": 64}})).objective
+    assert (given.prototypes, given.ibot.prototypes) == (64, 64)
+    kept = with_prototypes(Config(), validate({"objective": {"prototypes": 77}})).objective
+    assert kept.prototypes == 77
 
 
 def test_the_views_section_has_the_defaults_of_the_views() -> None:

@@ -14,11 +14,11 @@ from dinox_train.objectives.ibot import ibot_loss
 from dinox_train.objectives.koleo import koleo_gradient, koleo_loss
 from dinox_train.objectives.mae import mae_loss, normalised_patches
 from dinox_train.objectives.sinkhorn import balanced_targets, prototype_potential
-from dinox_train.objectives.supervised import binary_cross_entropy, cross_entropy
+from dinox_train.objectives.supervised import binary_cross_entropy
 
 
 def of_views(x: Tensor) -> Tensor:
-    potential = prototype_potential(x[:4].split(2), 0.05, row_weights=torch.ones(4).split(2))
+    potential = prototype_potential(x[:4].split(2), 0.05)
     targets = balanced_targets(x[:4], potential, 0.05)
     return dino_loss(x, targets, num_student_views=4, num_teacher_views=2, student_temperature=0.1, local_weight=0.5)
 
@@ -35,18 +35,13 @@ def of_similarities(x: Tensor) -> Tensor:
     return subset + gram_loss(patches, teacher, tokens=tokens, negatives="clamp_both")
 
 
-def of_labels(x: Tensor) -> Tensor:
-    questions = binary_cross_entropy(x, torch.zeros(8, 6), weights=torch.ones(8, 6))
-    return questions + cross_entropy(x, torch.zeros(8, dtype=torch.int64), weights=torch.ones(8))
-
-
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "dino": of_views,
     "ibot": of_masked_patches,
     "koleo": lambda x: koleo_loss(x, group_size=4) + (x * koleo_gradient(x)[1]).sum(),
     "gram": of_similarities,
     "mae": lambda x: mae_loss(x, normalised_patches(x.detach()), total_patches=8),
-    "labels": of_labels,
+    "labels": lambda x: binary_cross_entropy(x[:, 0], torch.zeros(8)),
 }
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import dinox_model
-from dinox_train.platform import PrecisionError, assert_precision, choose_device, describe
+from dinox_train.platform import PrecisionError, assert_precision, autocast, choose_device, describe
+from dinox_train.working_weights import MasterWeights
 
 CPU = torch.device("cpu")
 
@@ -17,9 +18,35 @@ def network_of(model: dinox_model.VisionTransformer) -> Callable[[torch.Tensor],
     return lambda images: head(model(images).cls)
 
 
+def small(precision: str) -> MasterWeights:
+    """A network of two blocks whose weights are as `precision` has them."""
+    config = dinox_model.ViTConfig(width=32, num_layers=2, num_heads=2, mlp_hidden=64)
+    return MasterWeights(dinox_model.build(config), precision)
+
+
+def test_weights_are_cast_in_bf16_only() -> None:
+    def seen_in(precision: str) -> str:
+        network = small(precision).network
+        return assert_precision(lambda x: network(x).cls, torch.randn(1, 3, 32, 32), precision, network.parameters())
+
+    seen = {precision: seen_in(precision) for precision in ("fp32", "bf16", "bf16_weights")}
+    products, casts = seen["bf16"].split("; ")
+    assert casts == "9 weights cast"  # of two blocks four each, and the patch embedding's
+    assert seen["bf16_weights"] == f"{products}; 0 weights cast"
+    assert seen["fp32"].endswith("; 0 weights cast")
+
+
+@pytest.mark.parametrize(("held", "asked"), [("bf16_weights", "bf16"), ("bf16", "bf16_weights")])
+def test_weights_of_another_dtype_than_asked_for_are_an_error(held: str, asked: str) -> None:
+    network = small(held).network
+    with pytest.raises(PrecisionError, match=rf"{asked} was asked for, and \d weights are cast"):
+        assert_precision(lambda x: network(x).cls, torch.randn(1, 3, 32, 32), asked, network.parameters())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_precision_key_changes_the_dtype_of_every_product(precision: str) -> None:
-    seen = assert_precision(network_of(dinox_model.build("vit_ti")), torch.randn(1, 3, 32, 32), precision)
+    model = dinox_model.build("vit_ti")
+    seen = assert_precision(network_of(model), torch.randn(1, 3, 32, 32), precision, model.parameters())
     # 12 blocks with QKV, projection and two layers of an MLP, the patch embedding and the head's four, forward.
     assert re.search(r"\b5\d addmm|\b\d\d mm", seen)
     assert "_scaled_dot_product" in seen
@@ -35,7 +62,12 @@ def test_a_product_in_another_dtype_is_an_error_that_names_it() -> None:
 
     model.blocks[7].attention.forward = in_fp32
     with pytest.raises(PrecisionError, match=r"bf16 was asked for, and \d+ \w+ run in torch\.float32"):
-        assert_precision(network_of(model), torch.randn(1, 3, 32, 32), "bf16")
+        assert_precision(network_of(model), torch.randn(1, 3, 32, 32), "bf16", model.parameters())
+
+
+def test_a_precision_that_nobody_knows_is_no_fp32() -> None:
+    with pytest.raises(KeyError, match="fp16"):
+        autocast(CPU, "fp16")
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_words() -> None:

@@ -16,6 +16,7 @@ import dinox_model
 from dinox_io import Batch, Loader, LoaderStalled, open_shards
 from dinox_io.manifest import build_manifest, commit_set, read_manifest
 from dinox_io.shard import ShardWriter, encode_volume
+from dinox_train import micro_batch as micro_batch_module
 from dinox_train import trainer as trainer_module
 from dinox_train.__main__ import main
 from dinox_train.fake import fake_volume, write_fake_set
@@ -199,7 +200,7 @@ def test_bf16_runs_and_is_another_result(tmp_path: Path, train: Train, whole: Pa
 
 def poison(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
     """Make the views of the given updates (global batches from 0) not a number."""
-    render = trainer_module.render_views
+    render = micro_batch_module.render_views
 
     def poisoned(images: torch.Tensor, plan: object, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
         global_views, local_views = render(images, plan, *rest)
@@ -207,7 +208,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
         return (global_views * float("nan") if poisoned.calls in updates else global_views), local_views
 
     poisoned.calls = 0
-    monkeypatch.setattr(trainer_module, "render_views", poisoned)
+    monkeypatch.setattr(micro_batch_module, "render_views", poisoned)
 
 
 def test_a_non_finite_update_is_masked_and_told(tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

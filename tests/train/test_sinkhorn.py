@@ -171,17 +171,6 @@ def test_a_batch_larger_than_what_is_in_work_at_a_time(monkeypatch: pytest.Monke
     assert lengths == 3 * [7, 7, 7, 7, 7, 5]
 
 
-def test_a_row_weighs_as_many_rows() -> None:
-    logits = random_logits(6, 16, scale=0.4)
-    weights = torch.tensor([1.0, 0.0, 3.0, 2.0, 0.0, 1.0])
-    repeated = logits.repeat_interleave(weights.long(), dim=0)
-    weighted = prototype_potential(logits, 0.05, row_weights=weights)
-    torch.testing.assert_close(weighted, prototype_potential(repeated, 0.05), atol=1e-5, rtol=1e-5)
-    in_pieces = prototype_potential(logits.split(2), 0.05, row_weights=weights.split(2))
-    torch.testing.assert_close(weighted, in_pieces, atol=1e-5, rtol=1e-5)
-    assert (weighted - prototype_potential(logits, 0.05)).abs().max() > 0.1
-
-
 def test_no_rows_have_no_targets() -> None:
     assert sinkhorn(torch.zeros(0, 8), 0.05).shape == (0, 8)
     logits = random_logits(5, 8, scale=0.3)
@@ -206,18 +195,11 @@ def test_taking_each_row_s_maximum_away_would_be_another_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    ("logits", "weights"),
-    [
-        ([torch.zeros(2, 3), torch.zeros(2, 4)], None),
-        ([], None),
-        (torch.zeros(3), None),
-        (torch.zeros(2, 3), torch.ones(3)),
-        ([torch.zeros(2, 3)], [torch.ones(2), torch.ones(2)]),
-    ],
+    "logits", [[torch.zeros(2, 3), torch.zeros(2, 4)], [], torch.zeros(3)], ids=["widths", "none", "a vector"]
 )
-def test_pieces_that_do_not_fit_are_refused(logits: object, weights: object) -> None:
+def test_pieces_that_do_not_fit_are_refused(logits: object) -> None:
     with pytest.raises(ValueError, match="found shapes"):
-        prototype_potential(logits, 0.05, row_weights=weights)  # type: ignore[arg-type]
+        prototype_potential(logits, 0.05)  # type: ignore[arg-type]
 
 
 def test_no_iteration_is_refused() -> None:

@@ -1,149 +1,264 @@
-"""The step: exact under accumulation, masked as a whole, and able to learn."""
+"""The step: exact under accumulation with every term on, masked as a whole, and able to learn."""
 
 import copy
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from dinox_model import Preprocess, ViTConfig
-from dinox_train.objectives.sinkhorn import sinkhorn
-from dinox_train.step import (
-    Network,
-    StepResult,
-    StepSettings,
-    ViewBatch,
-    build_network,
-    split_rows,
-    student_loss,
-    teacher_outputs,
-    train_step,
+from dinox_train.network import Networks
+from dinox_train.objectives.classification import Classification, ClassificationSettings
+from dinox_train.objectives.dinov3 import DINOv3, DINOv3Settings, GramSettings, IBOTSettings, KoLeoSettings
+from dinox_train.objectives.masked_autoencoder import MAESettings, MaskedAutoencoder
+from dinox_train.objectives.objective import Objective
+from dinox_train.view_batch import ViewBatch
+from tests.train.small_step import SETTINGS, TINY, batch_of, gradient, networks, optimizer_of, step
+
+ALL_ON = DINOv3Settings(
+    prototypes=32,
+    head_hidden=64,
+    head_bottleneck=16,
+    teacher_temperature=0.05,
+    koleo=KoLeoSettings(weight=0.5, group=None),
+    gram=GramSettings(weight=2.0, layers=(0, -1)),
 )
-
-TINY = ViTConfig(width=32, num_layers=2, num_heads=2, mlp_hidden=64, layer_scale=0.5)
-SETTINGS = StepSettings(precision="fp32", student_temperature=0.1, sinkhorn_iterations=3, clip_norm=3.0)
+RANDOM = replace(TINY, drop_path=0.3, rope_shift=0.2, rope_jitter=1.2, rope_rescale=1.5)
 
 
-def network(seed: int, prototypes: int = 32) -> Network:
-    return build_network(TINY, Preprocess(), hidden=64, bottleneck=16, prototypes=prototypes, seed=seed)
+def prepared(objective: Objective, vit=TINY, student: int = 1, teacher: int = 2) -> Networks:
+    """Networks whose teacher has begun to tell images apart, with a Gram teacher that is neither of them."""
+    made = networks(objective, student, teacher, vit)
+    made.take_gram_teacher()
+    with torch.no_grad():
+        for head in made.teacher.heads.values():
+            head.last_layer.weight *= 30
+        for parameter in made.gram.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    return made
 
 
-def views(num_images: int, seed: int = 0) -> ViewBatch:
-    """Views that share what their image is, and differ in the rest."""
-    random = torch.Generator().manual_seed(seed)
-    images = torch.randn(num_images, 3, 32, 32, generator=random)
-    noise = torch.randn(4 * num_images, 3, 32, 32, generator=random)
-    global_views = images.repeat(2, 1, 1, 1) + 0.3 * noise[: 2 * num_images]
-    local_views = images.repeat(2, 1, 1, 1) + 0.3 * noise[2 * num_images :]
-    return ViewBatch(global_views, local_views[:, :, 8:24, 8:24].contiguous())
+def gradient_of(objective: DINOv3, batches: list[ViewBatch], *, vit=TINY) -> tuple[Tensor, dict[str, Tensor]]:
+    made = prepared(objective, vit)
+    settings = replace(SETTINGS, clip_norm=1e9)
+    result = step(made, optimizer_of(made, lr=0.0), objective, batches, settings=settings)
+    return gradient(made), dict(result.terms)
 
 
-def cut(batch: ViewBatch, pieces: int) -> list[ViewBatch]:
-    """The same windows as `pieces` micro-batches (views stay view-major)."""
-    images = batch.num_images // pieces
-
-    def rows(tensor: torch.Tensor, piece: int) -> torch.Tensor:
-        by_view = tensor.unflatten(0, (-1, batch.num_images))
-        return by_view[:, piece * images : (piece + 1) * images].flatten(0, 1)
-
-    return [ViewBatch(rows(batch.global_views, piece), rows(batch.local_views, piece)) for piece in range(pieces)]
-
-
-def gradient(student: Network, teacher: Network, pieces: list[ViewBatch], *, one_sinkhorn: bool) -> torch.Tensor:
-    total = sum(piece.num_images for piece in pieces)
-    _, logits = teacher_outputs(teacher, pieces, "fp32")
-    if one_sinkhorn:
-        targets = list(split_rows(sinkhorn(logits, 0.05, 3), pieces))
-    else:
-        targets = [sinkhorn(part, 0.05, 3) for part in split_rows(logits, pieces)]
-    student.zero_grad()
-    for piece, rows in zip(pieces, targets, strict=True):
-        student_loss(student, piece, rows, SETTINGS, total_images=total).backward()
-    return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+@pytest.mark.parametrize("balance", ["sinkhorn", "centering"])
+@pytest.mark.parametrize("group", [None, 2, 4])
+def test_accumulated_gradients_are_the_big_batch_s(balance, group: int | None) -> None:
+    """With every term, drop path and moved positions; KoLeo's groups within micro-batches and beyond them."""
+    settings = replace(ALL_ON, balance=balance, koleo=KoLeoSettings(weight=0.5, group=group))
+    objective = DINOv3(settings)
+    whole, terms = gradient_of(objective, batch_of(objective, 8, vit=RANDOM), vit=RANDOM)
+    for pieces in (2, 4):
+        parts, same_terms = gradient_of(objective, batch_of(objective, 8, pieces, vit=RANDOM), vit=RANDOM)
+        assert (whole - parts).norm() / whole.norm() < 1e-5
+        assert terms.keys() == same_terms.keys() == {"dino", "ibot", "koleo", "gram"}
+        for name, value in terms.items():
+            torch.testing.assert_close(same_terms[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_accumulated_gradients_are_the_big_batch_s_and_the_naive_form_s_are_not() -> None:
-    student, teacher = network(1).double(), network(2).double()
-    with torch.no_grad():  # targets of a network that has begun to tell images apart
-        teacher.head.last_layer.weight *= 100
-    batch = views(8)
-    batch = ViewBatch(batch.global_views.double(), batch.local_views.double())
-    whole = gradient(student, teacher, [batch], one_sinkhorn=True)
-    pieces = gradient(student, teacher, cut(batch, 4), one_sinkhorn=True)
-    naive = gradient(student, teacher, cut(batch, 4), one_sinkhorn=False)
-    # Sinkhorn and the loss compute in fp32, so that is the rounding to expect.
-    assert (whole - pieces).norm() / whole.norm() < 1e-5
-    assert (whole - naive).norm() / whole.norm() > 1e-2
+def test_the_naive_form_is_far_from_the_big_batch() -> None:
+    """Each micro-batch for itself, gradients averaged: another Sinkhorn, other neighbours."""
+    objective = DINOv3(ALL_ON)
+    whole, _ = gradient_of(objective, batch_of(objective, 8))
+    naive = torch.stack([gradient_of(objective, [part])[0] for part in batch_of(objective, 8, 4)]).mean(dim=0)
+    assert (whole - naive).norm() / whole.norm() > 0.05
 
 
-def step(
-    student: Network, teacher: Network, optimizer: torch.optim.Optimizer, batch: ViewBatch, momentum: float = 0.9
-) -> StepResult:
-    return train_step(
-        student, teacher, optimizer, [batch], SETTINGS, teacher_temperature=0.03, teacher_momentum=momentum
-    )
+def test_a_term_that_is_off_is_not_computed_and_changes_nothing_else() -> None:
+    for term in ("dino", "ibot", "koleo", "gram"):
+        settings = replace(ALL_ON, **{term: replace(getattr(ALL_ON, term), weight=0.0)})
+        objective = DINOv3(settings)
+        made = prepared(objective)
+        result = step(made, optimizer_of(made), objective, batch_of(objective, 4))
+        assert set(result.terms) == {"dino", "ibot", "koleo", "gram"} - {term}
+        expected = sum(float(value) * objective.values(1)[f"weight_{name}"] for name, value in result.terms.items())
+        assert float(result.loss) == pytest.approx(expected, rel=1e-5)
 
 
-def optimizer_of(student: Network, lr: float = 1e-3) -> torch.optim.Optimizer:
-    optimizer = torch.optim.AdamW(student.parameters(), lr=lr, fused=True, weight_decay=0.0)
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    return optimizer
+def state(*parts: Networks) -> list[Tensor]:
+    return [
+        parameter.detach().clone()
+        for part in parts
+        for network in (part.student, part.teacher, part.gram)
+        if network is not None
+        for parameter in network.parameters()
+    ]
 
 
-def state(*networks: Network) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for item in networks for parameter in item.parameters()]
-
-
-@pytest.mark.parametrize("where", ["global_views", "local_views"])
-def test_a_non_finite_batch_changes_nothing(where: str) -> None:
-    student, teacher = network(1), network(1)
-    optimizer = optimizer_of(student)
-    assert step(student, teacher, optimizer, views(4)).applied == 1.0
-    before = state(student, teacher)
+@pytest.mark.parametrize("where", ["global_views", "local_views", "gram_views"])
+@pytest.mark.parametrize("balance", ["sinkhorn", "centering"])
+def test_a_non_finite_batch_changes_nothing(where: str, balance) -> None:
+    objective = DINOv3(replace(ALL_ON, balance=balance))
+    made, kept = prepared(objective), objective.first_state()
+    optimizer = optimizer_of(made)
+    assert step(made, optimizer, objective, batch_of(objective, 4), state=kept).applied == 1.0
+    before, centres = state(made), copy.deepcopy(kept)
     moments = [value.clone() for entry in optimizer.state.values() for value in entry.values()]
 
-    poisoned = views(4, seed=1)
+    (poisoned,) = batch_of(objective, 4, seed=1)
     getattr(poisoned, where)[0, 0, 0, 0] = math.inf
-    result = step(student, teacher, optimizer, poisoned)
+    assert step(made, optimizer, objective, [poisoned], state=kept).applied == 0.0
 
-    assert result.applied == 0.0
-    assert all(torch.equal(a, b) for a, b in zip(before, state(student, teacher), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, state(made), strict=True))
     after = [value for entry in optimizer.state.values() for value in entry.values()]
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
-    assert step(student, teacher, optimizer, views(4, seed=2)).applied == 1.0
+    assert all(torch.equal(centres[name], kept[name]) for name in kept)
+    assert step(made, optimizer, objective, batch_of(objective, 4, seed=2), state=kept).applied == 1.0
+
+
+def test_the_centre_follows_the_teacher_s_logits() -> None:
+    objective = DINOv3(replace(ALL_ON, balance="centering", centre_momentum=0.75))
+    made, kept = prepared(objective), objective.first_state()
+    (batch,) = batch_of(objective, 4)
+    with torch.no_grad():
+        logits = objective.observe(made, batch, objective.values(1)).cls_logits
+    step(made, optimizer_of(made), objective, [batch], state=kept)
+    torch.testing.assert_close(kept["dino_centre"], 0.25 * logits.mean(dim=0))
+    assert kept["ibot_centre"].abs().sum() > 0
 
 
 def test_student_and_teacher_start_equal_and_the_teacher_follows() -> None:
-    student, teacher = network(3), network(3)
-    assert all(torch.equal(a, b) for a, b in zip(state(student), state(teacher), strict=True))
-    start = state(teacher)
-    step(student, teacher, optimizer_of(student), views(4), momentum=0.75)
-    for old, new, moved in zip(start, state(student), state(teacher), strict=True):
+    objective = DINOv3(ALL_ON)
+    made = networks(objective, 3, 3)
+    made.take_gram_teacher()
+    start = [parameter.detach().clone() for parameter in made.student.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(start, made.teacher.parameters(), strict=True))
+    gram = [parameter.clone() for parameter in made.gram.parameters()]
+    step(made, optimizer_of(made), objective, batch_of(objective, 4), momentum=0.75)
+    for old, new, moved in zip(start, made.student.parameters(), made.teacher.parameters(), strict=True):
         torch.testing.assert_close(moved, 0.75 * old + 0.25 * new)
+    assert all(torch.equal(a, b) for a, b in zip(gram, made.gram.parameters(), strict=True))
+
+
+def test_the_teacher_draws_nothing_whatever_the_student_does() -> None:
+    objective = DINOv3(ALL_ON)
+    made = networks(objective, vit=RANDOM)
+    (batch,) = batch_of(objective, 4, vit=RANDOM)
+    plain = replace(batch, global_draws=None, local_draws=None)
+    values = objective.values(1)
+    with torch.no_grad():
+        one, other = objective.observe(made, batch, values), objective.observe(made, plain, values)
+    assert torch.equal(one.cls_logits, other.cls_logits)
+    assert not torch.equal(*(objective._student_cls(made.student, item) for item in (batch, plain)))
+
+
+def test_the_shared_head_serves_both_terms() -> None:
+    objective = DINOv3(replace(ALL_ON, ibot=IBOTSettings(head="shared")))
+    made = prepared(objective)
+    assert set(made.student.heads) == {"dino"}
+    result = step(made, optimizer_of(made), objective, batch_of(objective, 4))
+    assert {"dino", "ibot"} <= set(result.terms)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16_weights"])
+def test_low_precision_is_near_and_masters_stay_fp32(precision: str) -> None:
+    objective = DINOv3(ALL_ON)
+    settings = replace(SETTINGS, precision=precision)
+    made = networks(objective, precision=precision)
+    made.take_gram_teacher()
+    low = step(made, optimizer_of(made), objective, batch_of(objective, 4, 2), settings=settings)
+    plain = networks(objective)
+    plain.take_gram_teacher()
+    full = step(plain, optimizer_of(plain), objective, batch_of(objective, 4, 2))
+    assert float(low.loss) == pytest.approx(float(full.loss), rel=0.05)
+    assert {value.dtype for value in made.student_weights.state_dict().values()} == {torch.float32}
 
 
 def test_every_trainable_parameter_gets_a_gradient() -> None:
-    student, teacher = network(1), network(1)
-    step(student, teacher, optimizer_of(student), views(4))
-    # The mask token has its turn with the masked objective.
-    without = [name for name, parameter in student.named_parameters() if parameter.grad is None]
-    assert without == ["backbone.mask_token"]
+    objective = DINOv3(ALL_ON)
+    made = prepared(objective)
+    step(made, optimizer_of(made), objective, batch_of(objective, 4))
+    assert [name for name, parameter in made.student_weights.named if parameter.grad is None] == []
 
 
-def test_a_few_windows_are_overfitted_and_the_loss_goes_on_after_a_restart() -> None:
-    student, teacher = network(1, prototypes=8), network(1, prototypes=8)
-    optimizer = optimizer_of(student)
-    batch = views(8)
-    losses = [float(step(student, teacher, optimizer, batch).loss) for _ in range(150)]
-    assert losses[0] == pytest.approx(math.log(8), rel=0.1)
-    assert losses[-1] < 0.4 * losses[0]
+def test_a_few_windows_are_overfitted_with_every_term_and_the_loss_goes_on_after_a_restart() -> None:
+    settings = replace(
+        ALL_ON,
+        prototypes=8,
+        teacher_temperature=0.03,
+        teacher_temperature_start=0.03,
+        koleo=KoLeoSettings(weight=0.1, group=None),
+        gram=GramSettings(weight=0.5),
+    )
+    objective = DINOv3(settings)
+    made = networks(objective)
+    made.take_gram_teacher()
+    optimizer, batches = optimizer_of(made, lr=3e-3), batch_of(objective, 8)
+    results = [step(made, optimizer, objective, batches).terms for _ in range(90)]
+    first, last = ({name: float(value) for name, value in terms.items()} for terms in (results[0], results[-1]))
+    assert first["dino"] == pytest.approx(math.log(8), rel=0.1)
+    assert first["ibot"] == pytest.approx(math.log(8) / 2, rel=0.1)
+    assert last["dino"] < 0.5 * first["dino"]
+    assert last["ibot"] < 0.9 * first["ibot"]
+    assert last["koleo"] < first["koleo"]
 
-    again, again_teacher = network(8, prototypes=8), network(9, prototypes=8)
-    again.load_state_dict(student.state_dict())
-    again_teacher.load_state_dict(teacher.state_dict())
+    again = networks(objective, 8, 9)
+    for weights, source in (
+        (again.student_weights, made.student_weights),
+        (again.teacher_weights, made.teacher_weights),
+    ):
+        weights.load_state_dict(source.state_dict())
+    again.load_gram_teacher(made.gram.state_dict())
     restored = optimizer_of(again)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    went_on = [float(step(student, teacher, optimizer, batch).loss) for _ in range(3)]
-    restarted = [float(step(again, again_teacher, restored, batch).loss) for _ in range(3)]
-    assert went_on == restarted
-    assert restarted[0] < 1.2 * losses[-1]
+    went_on = [float(step(made, optimizer, objective, batches).loss) for _ in range(2)]
+    assert went_on == [float(step(again, restored, objective, batches).loss) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    "objective", [MaskedAutoencoder(MAESettings()), Classification(ClassificationSettings())], ids=lambda one: one.terms
+)
+def test_other_objectives_learn_through_the_same_step(objective: Objective) -> None:
+    made = networks(objective)
+    optimizer, (term,) = optimizer_of(made, lr=3e-3), objective.terms
+    losses = [
+        float(step(made, optimizer, objective, batch_of(objective, 8, pieces)).terms[term]) for pieces in [1, 2, 4] * 15
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "objective", [MaskedAutoencoder(MAESettings()), Classification(ClassificationSettings())], ids=lambda one: one.terms
+)
+def test_other_objectives_are_exact_under_accumulation(objective: Objective) -> None:
+    found = []
+    for pieces in (1, 4):
+        made = networks(objective)
+        step(made, optimizer_of(made), objective, batch_of(objective, 8, pieces))
+        found.append(gradient(made))
+    assert (found[0] - found[1]).norm() / found[0].norm() < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: nothing waits for a CPU")
+def test_nothing_in_the_step_waits_for_the_device() -> None:
+    objective = DINOv3(replace(ALL_ON, koleo=KoLeoSettings(group=None)))
+    made = networks(objective)
+    cpu = batch_of(objective, 8, 2)
+    device = torch.device("cuda")
+    made = Networks(made.student.to(device), made.teacher.to(device), "bf16")
+    made.take_gram_teacher()
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if hasattr(value, "masks"):
+            return type(value)(*(part.to(device) for part in vars(value).values()))
+        return value
+
+    batches = [ViewBatch(**{name: moved(value) for name, value in vars(one).items()}) for one in cpu]
+    optimizer, settings = optimizer_of(made), replace(SETTINGS, precision="bf16")
+    step(made, optimizer, objective, batches, settings=settings)  # libraries make their handles at first
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = step(made, optimizer, objective, batches, settings=settings)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.to_host()["applied"] == 1.0

@@ -1,0 +1,78 @@
+"""The sections of a run as a process: where it writes, how long it goes, how often it saves, looks and speaks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from dinox_train.sections.section import Positive, Section
+
+
+class RunSection(Section):
+    folder: str = "runs/run"
+    """Where the run writes: config.yaml, metrics.jsonl, checkpoints/, report.html. The same folder again resumes it."""
+    init_from: str | None = None
+    """A folder with weights (a checkpoint, or what `dinox_model.save` wrote) that a new run starts from."""
+
+
+class TrainSection(Section):
+    updates: Positive = 1000
+    """Where to stop, in optimizer updates."""
+    batch_size: Positive = 64
+    """Images (windows) per update, over all micro-batches."""
+    accumulation: Positive = 1
+    """In how many pieces a batch is computed. Changes memory and speed, not the mathematics."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainSection:
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation {self.accumulation} must divide batch_size {self.batch_size}")
+        return self
+
+
+class StageSection(Section):
+    """A part of a run in which some keys are others. `views: {global_size: 512}` overlays that section."""
+
+    updates: Positive | None = None
+    """Its length; null, in the last stage only: to the end of the run."""
+    views: dict[str, Any] = Field(default_factory=dict)
+    """Keys of `views` that are others."""
+    objective: dict[str, Any] = Field(default_factory=dict)
+    """Of `objective`: all but what shapes the heads."""
+    optimizer: dict[str, Any] = Field(default_factory=dict)
+    """Of `optimizer`: learning rates, weight decays, clip_norm."""
+    teacher: dict[str, Any] = Field(default_factory=dict)
+    """Of `teacher`."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Of `train`: accumulation."""
+    execution: dict[str, Any] = Field(default_factory=dict)
+    """Of `execution`: for large views, say, activation_checkpointing."""
+
+
+class CheckpointSection(Section):
+    every: Positive = 500
+    """Updates between checkpoints. One is also written at the end and on SIGTERM or SIGINT."""
+    keep_last: Positive = 2
+    """Newest checkpoints that stay; the newest is never deleted."""
+    keep_every: Positive | None = None
+    """Checkpoints of every so many updates stay for ever; null: none."""
+
+
+class EvaluateSection(Section):
+    every: Positive = 500
+    """Updates between evaluations on the validation split."""
+    windows: Positive = 256
+    """Windows of each side, training and validation, that an evaluation looks at; evenly spread over the split."""
+    neighbours: Positive = 10
+    """Training slices whose heights predict a validation slice's, for knn_z."""
+
+
+class LogSection(Section):
+    every: Positive = 10
+    """Updates between lines in train.log and on the terminal; metrics.jsonl has every update."""
+
+
+class HealthSection(Section):
+    max_masked_updates: Positive = 10
+    """So many updates in a row with a non-finite loss or gradient stop the run (exit code 4)."""
