@@ -122,7 +122,7 @@ def _detected(path: Path, settings: Mapping[str, Any], files: tuple[Path, ...]) 
     qkv = shapes.get("blocks.0.attn.qkv.weight")
     if qkv is None:
         first = json.dumps(list(tensors)[:3])
-        hint = "Hugging Face's networks need their config.json beside them"
+        hint = "Hugging Face's networks need their config.json beside them, ours too"
         raise WeightsError(f"{path}: of no format that is known ({hint}); its first names are {first}")
     if "blocks.0.attn.qkv.bias" not in shapes and qkv[-1] != NO_BIAS_WIDTH:
         raise WeightsError(

@@ -145,7 +145,7 @@ def test_errors_say_what_and_name_the_nearest(values: dict, message: str) -> Non
 
 
 def test_a_masked_patch_of_a_fresh_network_does_not_drown_the_gradient() -> None:
-    """Its features, and so its bottleneck, are 1e-4 long, or 0: divided by that, one would outweigh a million others."""
+    """Its bottleneck is 1e-4 long, or 0: divided by that, one such patch would outweigh a million others."""
     head = PrototypeHead(16, 32, 8, 12)
     for length in (0.0, 1e-6, 1.0):
         features = (length * torch.nn.functional.normalize(torch.ones(1, 16))).requires_grad_()

@@ -156,6 +156,17 @@ def test_a_whole_network_is_valid(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert f"{parameters_by_part(config)['total']:,} parameters, hashes fit" in out
 
 
+@pytest.mark.parametrize("format", ["hf", "meta"])
+def test_an_export_is_valid_with_its_preprocessing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, format: str
+) -> None:
+    dinox_model.save_pretrained(dinox_model.build(SMALL), tmp_path / "export", format=format)
+    assert (tmp_path / "export" / "preprocess.json").is_file()
+    code, out, _ = said(capsys, "validate", tmp_path / "export")
+    assert code == 0, out
+    assert "hashes" not in out
+
+
 def test_an_edited_file_is_found(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     path = folder / "preprocess.json"
     document = json.loads(path.read_text())
