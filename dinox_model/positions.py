@@ -152,13 +152,15 @@ class RotaryPositions(nn.Module):
         moved: Tensor | None = None,
     ) -> Rotations:
         """`rotations` of this network. `mm_per_pixel`: float32 (b, 2) of the input's pixels along y and x, with
-        `rope_mm` only, which raises ValueError without it. `moved`: `Draws.rope`."""
+        `rope_mm` only, which raises ValueError without it (NaN: unknown; not positive: NaN comes out). `moved`:
+        `Draws.rope`."""
         config = self.config
         mm_per_patch = None
         if config.positions == "rope_mm":
             if mm_per_pixel is None:
                 raise ValueError("positions in millimetres (rope_mm) need mm_per_pixel: float32 (b, 2), along y and x")
-            mm_per_patch = mm_per_pixel.float() * config.patch_size
+            # A size that is none makes features NaN, as in scale.py: the host cannot look at it without waiting.
+            mm_per_patch = torch.where(mm_per_pixel <= 0, math.inf, mm_per_pixel.float()) * config.patch_size
         periods = self.periods
         if periods is None:
             periods = formula_periods(config.head_width, config.rope_period, device)

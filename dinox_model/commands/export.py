@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
     if package and options.format != "pt2":
         options.usage_error(f"--{next(iter(package))} is for --format pt2")
     try:
+        if options.output.exists():  # said before minutes of reading
+            raise ValueError(f"{options.output}: exists already; an export makes a new folder")
         provenance = _provenance(options.provenance)
         dropped = [name for name in options.allow if name in DROPPABLE]
         if dropped and options.format == "pt2":

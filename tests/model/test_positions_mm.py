@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dinox_model import ViTConfig
+from dinox_model import ViTConfig, build
 from dinox_model.positions import UNIT_MM, RotaryPositions, Rotations, rotate, rotations
 
 CONFIG = ViTConfig(width=48, num_layers=1, num_heads=3, mlp_hidden=8, num_registers=2, positions="rope_mm")
@@ -92,3 +92,11 @@ def test_moved_coordinates_stretch_millimetres_too() -> None:
 def test_without_the_size_of_pixels_it_says_what_is_missing() -> None:
     with pytest.raises(ValueError, match="mm_per_pixel"):
         RotaryPositions(CONFIG)((2, 2))
+
+
+@pytest.mark.parametrize("size", [0.0, -1.0, math.inf])
+def test_a_size_that_is_none_is_seen_in_the_features(size: float) -> None:
+    config = ViTConfig(width=32, num_layers=1, num_heads=2, mlp_hidden=64, positions="rope_mm")
+    with torch.no_grad():
+        features = build(config)(torch.zeros(1, 3, 32, 32), mm_per_pixel=torch.full((1, 2), size))
+    assert features.patches.isnan().all()

@@ -215,3 +215,15 @@ def test_micro_batches_of_shipped_configurations_are_moderate(repository: Path) 
         for overlay in ("strix_halo", "rtx_4090", "h200"):
             config = load_config([repository / f"configs/{name}.yaml", repository / f"configs/hardware/{overlay}.yaml"])
             assert config.train.batch_size // config.train.accumulation <= images
+
+
+def test_a_stage_may_give_either_form_of_the_learning_rate(tmp_path: Path) -> None:
+    base = "optimizer: {base_learning_rate: 1.0e-4}"
+    for run, stage, expected in (
+        ("", base, (None, 1e-4)),
+        (base, "optimizer: {learning_rate: 3.0e-5}", (3e-5, None)),
+        (base, "optimizer: {base_learning_rate: 2.0e-4}", (None, 2e-4)),
+    ):
+        config = load_config([write(tmp_path, f"{run}\nstages: [{{updates: 3}}, {{{stage}}}]")])
+        there = stages_of(config)[1].config.optimizer
+        assert (there.learning_rate, there.base_learning_rate) == expected

@@ -70,7 +70,10 @@ def test_recomputing_changes_no_bit_and_a_resume_may_begin_with_it(
 ) -> None:
     assert run(tmp_path, *SHORT, "train.updates=1", "evaluate.every=99") == 0
     assert run(tmp_path, *SHORT, f"execution.activation_checkpointing={kind}") == 0
-    assert lines(tmp_path) == lines(plain)
+    ours, theirs = lines(tmp_path), lines(plain)
+    for name in ("loss_val", "knn_z"):
+        ours[0][name] = theirs[0][name]  # the first part was evaluated at its end
+    assert ours == theirs
     one, other = tensors(plain), tensors(tmp_path)
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []

@@ -95,7 +95,7 @@ def test_memory_is_near_what_an_update_takes(accumulation: int, more: dict[str, 
         update()
     (stage,) = stages_of(learner.run_config)
     plan = plan_stage(learner.run_config, stage)
-    assert 0.9 * meter.peak < plan.peak < 1.2 * meter.peak
+    assert 0.9 * meter.peak < plan.peak - plan.memory["windows, int16"] < 1.2 * meter.peak  # windows are gone by then
 
 
 STAGED = {
@@ -133,13 +133,13 @@ def verdict(memory_gib: float, **more: object) -> str:
 def test_the_verdict_says_whether_it_fits_and_what_to_change() -> None:
     assert verdict(4.0).startswith("verdict: fits: ")
     large = {"train": {"batch_size": 64}, "views": {"global_size": 224}}
-    assert verdict(4.0, **large).startswith("verdict: does not fit: ")
-    refused = verdict(2.0, **large)
+    refused = verdict(1.4, **large)
+    assert refused.startswith("verdict: does not fit: ")
     number = int(refused.partition("train.accumulation=")[2].partition(":")[0].split()[0])
     assert 64 % number == 0
-    assert verdict(2.0, **large | {"train": {"batch_size": 64, "accumulation": number}}).startswith("verdict: fits")
+    assert verdict(1.4, **large | {"train": {"batch_size": 64, "accumulation": number}}).startswith("verdict: fits")
     less = {"train": {"batch_size": 64, "accumulation": number // 2}}
-    assert verdict(2.0, **large | less).startswith("verdict: does not")
+    assert verdict(1.4, **large | less).startswith("verdict: does not")
     assert "smaller model.preset" in verdict(0.5)
 
 

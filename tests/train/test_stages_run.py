@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import dinox_model
 from dinox_io import open_shards
 from dinox_io.labels import Mark, label_path, write_labels
 from dinox_train.__main__ import main
@@ -84,11 +85,9 @@ def test_the_lines_tell_stages_terms_and_counts(straight: Path) -> None:
     assert all(line["clipped"] in (True, False) for line in found)
 
 
-@pytest.mark.parametrize("stops", [(2, 4), (3, 5)], ids=["within stages", "at their border"])
-def test_a_resumed_run_equals_the_uninterrupted_one(
-    tmp_path: Path, staged: Train, straight: Path, stops: tuple[int, ...]
-) -> None:
-    for updates in stops:
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, staged: Train, straight: Path) -> None:
+    """Stopped within both stages and at their border."""
+    for updates in (2, 3, 5):
         assert staged(tmp_path, f"train.updates={updates}", "schedule.updates=6") == 0
     assert staged(tmp_path, "schedule.updates=6") == 0
     assert lines(tmp_path) == lines(straight)
@@ -143,9 +142,9 @@ def mark_some_slices(shards: Path) -> None:
 def test_other_objectives_run_and_resume(tmp_path: Path, train: Train, name: str) -> None:
     shards = write_fake_set(tmp_path / "shards", {0: "train", 1: "val"})
     mark_some_slices(shards)
-    common = (f"data.shards={shards}", f"objective.name={name}", "evaluate.every=2", "schedule.updates=4")
-    assert train(tmp_path / "straight", *common, "train.updates=4") == 0
-    for updates in (2, 4):
+    common = (f"data.shards={shards}", f"objective.name={name}", "evaluate.every=1", "schedule.updates=2")
+    assert train(tmp_path / "straight", *common, "train.updates=2") == 0
+    for updates in (1, 2):
         assert train(tmp_path / "parts", *common, f"train.updates={updates}") == 0
     found = lines(tmp_path / "straight")
     assert found == lines(tmp_path / "parts")
@@ -158,3 +157,22 @@ def test_labels_that_are_not_there_are_refused(
 ) -> None:
     assert train(tmp_path, "objective.name=classification", "objective.classification.labels=none") == 2
     assert "has no labels 'none'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", [("model.scale_conditioning=true",), ("model.positions=rope_mm",)], ids=str)
+def test_networks_that_know_millimetres_run_evaluate_save_and_resume(
+    tmp_path: Path, train: Train, shape: tuple[str, ...]
+) -> None:
+    common = (*shape, "model.unknown_scale=0.5", "schedule.updates=2", "evaluate.every=1")
+    common += ("evaluate.windows=4", "objective.gram.weight=1.0", "objective.gram.max_patches=2")
+    for folder, stops in (("straight", (2,)), ("parts", (1, 2))):
+        for updates in stops:
+            assert train(tmp_path / folder, *common, f"train.updates={updates}") == 0
+    assert lines(tmp_path / "straight") == lines(tmp_path / "parts")
+    assert all(line["loss_val"] is not None and line["applied"] for line in lines(tmp_path / "parts"))
+    one, other = tensors(tmp_path / "straight", 2), tensors(tmp_path / "parts", 2)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    model = dinox_model.load(tmp_path / "parts/checkpoints/step-00000002")
+    hu = torch.full((2, 3, 40, 48), -850, dtype=torch.int16)
+    features = dinox_model.encode(model, hu, torch.tensor([[1.0, 0.7, 0.7], [1.0, torch.nan, torch.nan]]))
+    assert features.patches.isfinite().all()
