@@ -37,11 +37,16 @@ format: .venv/.ready  ## rewrite the source in the house's format
 faults: .venv/.ready  ## long campaigns: kills, damage, offline installs [FAULTS_MINUTES=15: cut off what takes longer]
 	@FAULTS_MINUTES="$(FAULTS_MINUTES)" $(RUN) -m pytest -m fault -v
 
-bench: .venv/.ready  ## figures of codec and packing, in bench/ [DATA="folders of DICOM"] [PEERS=python with benchmarks/peers.txt] [QUICK=1]
+bench: .venv/.ready  ## figures of codec, packing, loading, views, networks and updates, in bench/ [DATA="folders of DICOM"] [PEERS=python with benchmarks/peers.txt] [QUICK=1]
 	@$(RUN) benchmarks/codec.py $(BENCH_DATA) $(BENCH_PEERS) $(BENCH_QUICK)
 	@$(RUN) benchmarks/pack.py speed $(BENCH_DATA) $(BENCH_PEERS) $(BENCH_QUICK)
 	@$(RUN) benchmarks/pack.py parsing $(BENCH_DATA) $(BENCH_QUICK)
 	@$(RUN) benchmarks/pack.py scale $(BENCH_QUICK)
+	@$(RUN) benchmarks/loader.py $(BENCH_DATA) $(BENCH_PEERS) $(BENCH_QUICK)
+	@$(RUN) benchmarks/views.py $(BENCH_DATA) $(BENCH_QUICK)
+	@$(RUN) benchmarks/optimizer.py $(BENCH_QUICK)
+	@$(RUN) benchmarks/model.py $(BENCH_QUICK)
+	@$(RUN) benchmarks/train_step.py $(BENCH_QUICK)
 
 wheels: .venv/.ready  ## collect in wheels/ an install for a machine without internet
 	@$(RUN) tools/collect_wheels.py

@@ -54,5 +54,5 @@ class ModelSection(Section):
     scale_conditioning: bool | None = None
     """Tokens learn how many mm a pixel of their view is, within bounds."""
     unknown_scale: Fraction = 0.1
-    """Networks with scale_conditioning or rope_mm: share of the student's views whose mm it is not told, so that images
-    of unknown spacing can be encoded too."""
+    """With scale_conditioning or rope_mm: share of the student's views whose mm it is not told (NaN), so that it also
+    learns to do without."""

@@ -64,8 +64,9 @@ def assert_the_big_batch_s(settings: DINOv3Settings, pieces: int) -> None:
         torch.testing.assert_close(same_terms[name], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("balance", ["sinkhorn", "centering"])
-@pytest.mark.parametrize("group", [None, 2, 4])
+@pytest.mark.parametrize(
+    ("balance", "group"), [("sinkhorn", None), ("sinkhorn", 2), ("sinkhorn", 4), ("centering", None)]
+)
 def test_accumulated_gradients_are_the_big_batch_s(balance, group: int | None) -> None:
     """With every term, drop path and moved positions; KoLeo's groups within micro-batches and beyond them."""
     settings = replace(ALL_ON, balance=balance, koleo=KoLeoSettings(weight=0.5, group=group))
@@ -76,6 +77,31 @@ def test_accumulated_gradients_are_the_big_batch_s(balance, group: int | None) -
 @pytest.mark.parametrize("term", ["dino", "ibot", "koleo", "gram"])
 def test_each_term_s_accumulated_gradient_is_the_big_batch_s(term: str) -> None:
     assert_the_big_batch_s(only(term, ALL_ON), 4)
+
+
+def test_gram_anchoring_compares_the_patches_that_were_drawn() -> None:
+    objective = DINOv3(replace(ALL_ON, gram=replace(ALL_ON.gram, tokens="unmasked")))
+    (batch,) = batch_of(objective, 4)
+    everything = torch.arange(16).expand(8, -1)
+    found = [
+        float(gradient_of(objective, [replace(batch, gram_patches=chosen)])[1]["gram"])
+        for chosen in (None, everything, everything.flip(1), everything[:, :5])
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+    assert abs(found[3] / found[0] - 1) > 1e-3
+    # Those outside the drawn ones have no say, masked or not.
+    outside = batch.masked.masks.clone()
+    outside[:, 5:] = ~outside[:, 5:]
+    turned = replace(batch, gram_patches=everything[:, :5])
+    with torch.no_grad():
+        made = prepared(objective)
+        seen = objective._student_global(made.student, turned, objective.settings.gram.layers)
+        terms = [
+            objective._gram(made, replace(turned, masked=replace(batch.masked, masks=masks)), seen, 4)
+            for masks in (batch.masked.masks, outside)
+        ]
+    assert torch.equal(*terms)
 
 
 @pytest.mark.parametrize("term", ["dino", "ibot", "koleo"])
@@ -206,8 +232,8 @@ def test_a_few_windows_are_overfitted_with_every_term_and_the_loss_goes_on_after
     objective = DINOv3(settings)
     made = networks(objective)
     made.take_gram_teacher()
-    optimizer, batches = optimizer_of(made, lr=3e-3), batch_of(objective, 8)
-    results = [step(made, optimizer, objective, batches).terms for _ in range(90)]
+    optimizer, batches = optimizer_of(made, lr=6e-3), batch_of(objective, 8)
+    results = [step(made, optimizer, objective, batches).terms for _ in range(55)]
     first, last = ({name: float(value) for name, value in terms.items()} for terms in (results[0], results[-1]))
     assert first["dino"] == pytest.approx(math.log(8), rel=0.1)
     assert first["ibot"] == pytest.approx(math.log(8) / 2, rel=0.1)
@@ -233,9 +259,9 @@ def test_a_few_windows_are_overfitted_with_every_term_and_the_loss_goes_on_after
 )
 def test_other_objectives_learn_through_the_same_step(objective: Objective) -> None:
     made = networks(objective)
-    optimizer, (term,) = optimizer_of(made, lr=3e-3), objective.terms
+    optimizer, (term,) = optimizer_of(made, lr=6e-3), objective.terms
     losses = [
-        float(step(made, optimizer, objective, batch_of(objective, 8, pieces)).terms[term]) for pieces in [1, 2, 4] * 15
+        float(step(made, optimizer, objective, batch_of(objective, 8, pieces)).terms[term]) for pieces in [1, 2, 4] * 8
     ]
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
     assert losses[-1] < 0.8 * losses[0]
