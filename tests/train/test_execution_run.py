@@ -12,6 +12,9 @@ from dinox_train import platform
 from dinox_train.config import ConfigError, difference, validate
 from dinox_train.metrics import VARYING, read_lines
 
+pytestmark = pytest.mark.fault  # whole runs: minutes each since the objective has all its terms; to be shortened
+
+
 Train = Callable[..., int]
 SHORT = (
     "train.updates=3",
