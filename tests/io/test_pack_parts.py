@@ -167,7 +167,10 @@ def break_off(tmp_path: Path, source: Path, out: Path, what: str) -> None:
             packed(source, tmp_path / name)
         packed(source, out)
     elif what == "old record":
-        packed(source / "s0", tmp_path / "other")
+        for number, slices in ((1, 4), (2, 2)):
+            write_series(tmp_path / f"earlier/s{number}", slices, series=f"1.6.{number}")  # the second is too short
+        packed(tmp_path / "earlier", tmp_path / "other")
+        assert (tmp_path / "other/rejected.jsonl").stat().st_size
         shutil.copy(tmp_path / "other/rejected.jsonl", first / "rejected.jsonl")
 
 

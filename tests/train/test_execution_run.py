@@ -12,9 +12,6 @@ from dinox_train import platform
 from dinox_train.config import ConfigError, difference, validate
 from dinox_train.metrics import VARYING, read_lines
 
-pytestmark = pytest.mark.fault  # whole runs: minutes each since the objective has all its terms; to be shortened
-
-
 Train = Callable[..., int]
 SHORT = (
     "train.updates=3",
@@ -83,7 +80,6 @@ def test_recomputing_changes_no_bit_and_a_resume_may_begin_with_it(
     assert f"activation checkpointing {kind}" in (tmp_path / "train.log").read_text()
 
 
-@pytest.mark.fault  # the compiler takes minutes, and keeps state that others of a long session leave behind
 @pytest.mark.parametrize("kind", ["blocks", "full"])
 def test_a_compiled_run_has_the_same_losses_and_names(
     tmp_path: Path, run: Train, plain: Path, kind: str, graphs: list[torch.fx.GraphModule]
@@ -104,7 +100,6 @@ def test_a_stage_may_have_its_own_and_it_is_no_mathematics() -> None:
         validate({"stages": ({"execution": {"compile": "all"}},)})
 
 
-@pytest.mark.fault  # the compiler takes minutes, and keeps state that others of a long session leave behind
 def test_a_machine_without_a_compiler_is_told_before_anything_begins(
     tmp_path: Path, run: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

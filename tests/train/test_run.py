@@ -23,9 +23,6 @@ from dinox_train.fake import fake_volume, write_fake_set
 from dinox_train.learner import Learner
 from dinox_train.metrics import VARYING, read_lines
 
-pytestmark = pytest.mark.fault  # whole runs: minutes each since the objective has all its terms; to be shortened
-
-
 Train = Callable[..., int]
 
 

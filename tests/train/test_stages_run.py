@@ -14,9 +14,6 @@ from dinox_train.__main__ import main
 from dinox_train.fake import write_fake_set
 from dinox_train.metrics import VARYING, read_lines
 
-pytestmark = pytest.mark.fault  # whole runs: minutes each since the objective has all its terms; to be shortened
-
-
 Train = Callable[..., int]
 pytestmark = pytest.mark.usefixtures("tiny_preset")
 
