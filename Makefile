@@ -7,7 +7,7 @@ BENCH_DATA := $(if $(DATA),--data $(DATA))
 BENCH_PEERS := $(if $(PEERS),--peers "$(PEERS)")
 BENCH_QUICK := $(if $(QUICK),--quick)
 
-.PHONY: help setup demo test check format faults bench wheels clean
+.PHONY: help setup demo test check format faults soak bench wheels clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -37,7 +37,10 @@ format: .venv/.ready  ## rewrite the source in the house's format
 faults: .venv/.ready  ## long campaigns: kills, damage, offline installs [FAULTS_MINUTES=15: cut off what takes longer]
 	@FAULTS_MINUTES="$(FAULTS_MINUTES)" $(RUN) -m pytest -m fault -v
 
-bench: .venv/.ready  ## figures of codec, packing, loading, views, networks and updates, in bench/ [DATA="folders of DICOM"] [PEERS=python with benchmarks/peers.txt] [QUICK=1]
+soak: .venv/.ready  ## 2 hours of training with 20 kills, beside the same run undisturbed, in soak/; goes on where it stopped [HOURS=2] [KILLS=20] [MINUTES=of this time]
+	@$(RUN) tools/soak.py $(if $(HOURS),--hours $(HOURS)) $(if $(KILLS),--kills $(KILLS)) $(if $(MINUTES),--minutes $(MINUTES))
+
+bench: .venv/.ready  ## figures of codec, packing, loading, views, networks, updates and kernels, in bench/ [DATA="folders of DICOM"] [PEERS=python with benchmarks/peers.txt] [QUICK=1]
 	@$(RUN) benchmarks/codec.py $(BENCH_DATA) $(BENCH_PEERS) $(BENCH_QUICK)
 	@$(RUN) benchmarks/pack.py speed $(BENCH_DATA) $(BENCH_PEERS) $(BENCH_QUICK)
 	@$(RUN) benchmarks/pack.py parsing $(BENCH_DATA) $(BENCH_QUICK)
@@ -47,10 +50,11 @@ bench: .venv/.ready  ## figures of codec, packing, loading, views, networks and 
 	@$(RUN) benchmarks/optimizer.py $(BENCH_QUICK)
 	@$(RUN) benchmarks/model.py $(BENCH_QUICK)
 	@$(RUN) benchmarks/train_step.py $(BENCH_QUICK)
+	@$(RUN) benchmarks/kernels.py $(BENCH_QUICK)
 
 wheels: .venv/.ready  ## collect in wheels/ an install for a machine without internet
 	@$(RUN) tools/collect_wheels.py
 
-clean:  ## remove .venv, build outputs and caches; bench/, demo/, runs/ and wheels/ stay
+clean:  ## remove .venv, build outputs and caches; bench/, demo/, runs/, soak/ and wheels/ stay
 	rm -rf .venv build dist ./*.egg-info dinox_io/*.so .pytest_cache .ruff_cache .hypothesis
 	find dinox_io dinox_model dinox_train tools benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

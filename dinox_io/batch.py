@@ -20,13 +20,13 @@ class Room:
 
     def __init__(self, slice_size: tuple[int, int], allocate: Allocate = plain_memory) -> None:
         """slice_size: the largest y and the largest x."""
-        self._slice_size, self._allocate = slice_size, allocate
+        self.slice_size, self._allocate = slice_size, allocate
         self._images = np.empty(0, np.int16)
         self.copied_bytes = 0
 
     def assemble(self, windows: list[np.ndarray]) -> np.ndarray:
         """b windows int16 (depth, y, x) -> int16 (b, depth, Y, X)."""
-        shape = (len(windows), len(windows[0]), *self._slice_size)
+        shape = (len(windows), len(windows[0]), *self.slice_size)
         if self._images.size < np.prod(shape):
             self._images = self._allocate(2 * int(np.prod(shape))).view(np.int16)
         images = self._images[: int(np.prod(shape))].reshape(shape)
@@ -47,6 +47,8 @@ class Batch:
     """b views int16 HU (depth, y, x) of true size, without a copy; of a loader with filtered=True uint8 (depth, 2·y·x),
     what the filter made of them (docs/format.md)."""
     filtered: bool
+    filters: np.ndarray
+    """uint8 (b,): the filter of each window's volume, as its place in `filters.FILTERS`: 0 none, 1 planes, 2 hilp."""
     assembled: np.ndarray | None
     """`images`, where the mode decodes into one."""
     room: Room
@@ -81,6 +83,11 @@ class Batch:
         if self.assembled is not None:
             return self.assembled
         return self.room.assemble(self.windows)
+
+    @property
+    def slice_size(self) -> tuple[int, int]:
+        """Y, X of `images`: the largest of the sets."""
+        return self.room.slice_size
 
     def __len__(self) -> int:
         return len(self.windows)

@@ -55,6 +55,9 @@ class CachedSource:
     def spacing_of(self, volume: np.ndarray) -> np.ndarray:
         return self._source.spacing_of(volume)
 
+    def filter_of(self, volume: np.ndarray) -> np.ndarray:
+        return self._source.filter_of(volume)
+
     def num_slices_of(self, volume: int) -> int:
         return self._source.num_slices_of(volume)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from dinox_io.batch import Batch
 from dinox_io.cache import with_cache
+from dinox_io.limit import limited, shared
 from dinox_io.loading import run_pipeline, slab_pipeline
 from dinox_io.memory import Allocate, plain_memory
 from dinox_io.mixture import Mixture, check_weights
@@ -45,6 +46,7 @@ class Loader:
         step_mm: float | None = None,
         every: int = 1,
         every_mm: float | None = None,
+        limit: int | None = None,
         seed: int = 0,
         mode: str = "runs",
         run_length: int = RUN_LENGTH,
@@ -70,6 +72,7 @@ class Loader:
             depth, step: slices of a window (odd), and how far apart they are; step_mm takes the place of step: each
                 volume's nearest number of slices.
             every: draw only every so many-th centre of a volume (its neighbours stay true); every_mm likewise.
+            limit: draw only from so many windows that the seed chooses (sets share them by weight); all if None.
             seed: of the order.
             mode: "random", each window read and decoded on its own, or "runs": the slices of `run_length` neighbouring
                 windows are decoded once, for as many batches near each other. Either is exact; they order differently.
@@ -97,8 +100,12 @@ class Loader:
         weighted = [(shards, 1.0)] if isinstance(shards, ShardSet) else list(shards)
         sets, weights = [one for one, _ in weighted], [weight for _, weight in weighted]
         check_weights(weights, len(sets))
+        limits = [None] * len(sets) if limit is None else shared(limit, weights)
         tables, sizes = zip(
-            *(_by_series(one, split, depth, step, every, step_mm=step_mm, every_mm=every_mm) for one in sets),
+            *(
+                _by_series(one, split, depth, step, every, step_mm=step_mm, every_mm=every_mm, limit=most, seed=seed)
+                for one, most in zip(sets, limits, strict=True)
+            ),
             strict=True,
         )
         runs = run_length if mode == "runs" else 1
@@ -189,11 +196,15 @@ def _by_series(
     *,
     step_mm: float | None,
     every_mm: float | None,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> tuple[WindowTable, np.ndarray]:
     """The windows of a side, series after series (those split at gaps too), and how many each series has."""
     volumes = shards.volumes_of(split)
     names = np.array([shards.volumes[number].series for number in volumes])
     volumes = volumes[np.argsort(names, kind="stable")]
-    _, first = np.unique(np.sort(names, kind="stable"), return_index=True)
     table = shards.window_table(volumes, depth, step, every, step_mm=step_mm, every_mm=every_mm)
+    if limit is not None:
+        table = limited(table, limit, seed)
+    _, first = np.unique([shards.volumes[number].series for number in table.volume], return_index=True)
     return table, np.add.reduceat(table.centers, first)

@@ -120,6 +120,7 @@ class Pipeline:
         return Batch(
             windows=placed.windows,
             filtered=self._filtered,
+            filters=self._of_each(plan, lambda source, volume: source.filter_of(volume)),
             assembled=placed.images,
             room=self.room,
             sizes=placed.sizes.astype(np.int32),

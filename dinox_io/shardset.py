@@ -266,6 +266,10 @@ class ShardSet:
         """float64 (b, 3): z, y, x in mm, of volumes (b,)."""
         return self._index.spacing_mm[volume].astype(np.float64)
 
+    def filter_of(self, volume: np.ndarray) -> np.ndarray:
+        """uint8 (b,): the filter of volumes (b,), as its place in `FILTERS`."""
+        return np.asarray(self._index.filter[volume], np.uint8)
+
     def place_of(self, volume: int) -> str:
         """File and volume, for messages."""
         return f"{self._files[int(self._index.shard[volume])].name}: volume {self.volumes[volume].id}"

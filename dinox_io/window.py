@@ -58,6 +58,9 @@ class WindowTable:
 
     All int64 (v,): volume, its index in the set · centers, how many windows it has · first_center · every, how far
     apart its centres are · step, how far apart the slices of its windows are (both in slices).
+
+    chosen: int64 (n,), for each of the n windows its number among its volume's centres, ascending in each volume, where
+    these are not all of them (`limit`); `centers` then counts those that were chosen.
     """
 
     volume: np.ndarray
@@ -65,6 +68,7 @@ class WindowTable:
     first_center: np.ndarray
     every: np.ndarray
     step: np.ndarray
+    chosen: np.ndarray | None = None
 
     @property
     def num_windows(self) -> int:
@@ -74,7 +78,8 @@ class WindowTable:
         """Window numbers (b,) -> index of the volume, centre, step: int64 (b,) each."""
         ends = np.cumsum(self.centers)
         row = np.searchsorted(ends, window, side="right")
-        center = self.first_center[row] + self.every[row] * (window - (ends - self.centers)[row])
+        number = window - (ends - self.centers)[row] if self.chosen is None else self.chosen[window]
+        center = self.first_center[row] + self.every[row] * number
         return self.volume[row], center, self.step[row]
 
     def every_of(self, window: np.ndarray) -> np.ndarray:

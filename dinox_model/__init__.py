@@ -13,7 +13,13 @@ from dinox_model.convert.pretrained import load_pretrained as load_pretrained
 from dinox_model.convert.report import Report as Report
 from dinox_model.draws import Draws as Draws
 from dinox_model.draws import draw_from as draw_from
+from dinox_model.export import export_package as export_package
 from dinox_model.heads import PrototypeHead as PrototypeHead
+from dinox_model.package import Package as Package
+from dinox_model.package import PackageError as PackageError
+from dinox_model.package import PackageFacts as PackageFacts
+from dinox_model.package import load_package as load_package
+from dinox_model.package import read_facts as read_facts
 from dinox_model.preprocess import Preprocess as Preprocess
 from dinox_model.preprocess import encode as encode
 from dinox_model.preprocess import normalise as normalise

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dinox_model.config import ViTConfig
+from dinox_model.kernels.dispatch import REFERENCE, attend, attend_packed
 from dinox_model.norm import Norm, make_norm
 from dinox_model.positions import Rotations, rotate
 
@@ -32,6 +33,8 @@ class Attention(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         width = config.width
+        self.kernels = REFERENCE
+        """What runs; `execution.use` chooses."""
         self.num_heads = config.num_heads
         self.qkv = JoinedLinear(width, 3 * width, bias=config.qkv_bias == "full")
         """Rows: all heads' queries, all heads' keys, all heads' values."""
@@ -43,9 +46,13 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, by: Rotations | None) -> Tensor:
         """(b, t, d) to (b, t, d). by: None where queries and keys are not rotated."""
-        query_BATE, key_BATE, value_BATE = self.queries_keys_values(x_BTD, by)
-        mixed_BATE = F.scaled_dot_product_attention(query_BATE, key_BATE, value_BATE)
-        return self.projection(mixed_BATE.transpose(1, 2).reshape(x_BTD.shape))
+        num_tokens = x_BTD.shape[1]
+        backend = self.kernels.attention_of(num_tokens)
+        if self.kernels.wants_packed(num_tokens):
+            mixed_BTAE = attend_packed(self._packed(x_BTD, by), backend)
+        else:
+            mixed_BTAE = attend(*self.queries_keys_values(x_BTD, by), backend).transpose(1, 2)
+        return self.projection(mixed_BTAE.reshape(x_BTD.shape))
 
     def maps(self, x_BTD: Tensor, by: Rotations | None) -> Tensor:
         """The weights that `forward` mixes values with: fp32 (b, a, t, t), a row for each query, rows summing to 1."""
@@ -60,6 +67,22 @@ class Attention(nn.Module):
         # unbind, not indexing: its backward writes the three gradients into one buffer instead of adding zeros.
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
         return self._placed(query, self.q_norm, by), self._placed(key, self.k_norm, by), value
+
+    def _packed(self, x_BTD: Tensor, by: Rotations | None) -> Tensor:
+        """The same as (b, t, 3, a, e), where the GEMM left them unless queries and keys are normed."""
+        from dinox_model.kernels.rotate import rotate_packed, rotate_packed_reference
+
+        qkv_BT3AE = self.qkv(x_BTD, self._bias()).unflatten(-1, (3, self.num_heads, -1))
+        if self.q_norm is not None or self.k_norm is not None:
+            query, key, value = qkv_BT3AE.unbind(2)
+            parts = (self._placed(query, self.q_norm, None), self._placed(key, self.k_norm, None), value)
+            qkv_BT3AE = torch.stack(parts, dim=2)
+        if by is None:
+            return qkv_BT3AE
+        if self.kernels.rotate == REFERENCE.rotate:
+            return rotate_packed_reference(qkv_BT3AE, by)
+        # Attention alone reads what comes back, and every backend of it makes a gradient of its own.
+        return rotate_packed(qkv_BT3AE, by, owned=True)
 
     def _placed(self, x_BATE: Tensor, norm: Norm | None, by: Rotations | None) -> Tensor:
         placed = x_BATE if norm is None else norm(x_BATE.to(norm.weight.dtype))

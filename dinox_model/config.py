@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from dinox_model import fields
-from dinox_model.fields import Bounds, Count
+from dinox_model.fields import Bounds
 from dinox_model.fields import nearest as nearest
 
+Length = Annotated[int, Bounds(minimum=1, maximum=2**16)]
+"""Far beyond any network that could be trained: a slip of the keyboard is refused before torch runs over its sizes."""
 RotaryRange = Annotated[float, Bounds(above=1.0)]
 
 
@@ -22,13 +24,13 @@ RotaryRange = Annotated[float, Bounds(above=1.0)]
 class ViTConfig:
     """A vision transformer's shape and what it computes. Raises ValueError for values that make no network."""
 
-    width: Count
+    width: Length
     """Features of a token, d."""
-    num_layers: Count
+    num_layers: Annotated[int, Bounds(minimum=1, maximum=1024)]
     """Blocks: attention and MLP each."""
-    num_heads: Count
+    num_heads: Length
     """Attention heads; each has width / num_heads features, for rotary positions a multiple of 4."""
-    mlp_hidden: Count
+    mlp_hidden: Length
     """Hidden features of the MLP (for the gated ones: of each of the two branches)."""
     mlp: Literal["gelu", "swiglu", "relu2", "geglu"] = "gelu"
     """down(f(up x)) with f GELU (exact erf) or relu(x)^2, or down(f(gate x) up x) with f SiLU (swiglu) or GELU."""
@@ -47,13 +49,13 @@ class ViTConfig:
     """Each block starts by adding nothing: the last linear of attention and of the MLP begins at 0."""
     drop_path: Annotated[float, Bounds(minimum=0.0, below=1.0)] = 0.0
     """Share of a batch's images that skip each residual in training (`Draws` says which)."""
-    in_channels: Count = 3
+    in_channels: Length = 3
     """Slices in a window."""
-    patch_size: Count = 16
+    patch_size: Annotated[int, Bounds(minimum=1, maximum=1024)] = 16
     """Side of a patch, pixels."""
     cls_token: bool = True
     """A token for the whole image. Without it `ViTFeatures.cls` is None, and heads pool the patches."""
-    num_registers: Annotated[int, Bounds(minimum=0)] = 4
+    num_registers: Annotated[int, Bounds(minimum=0, maximum=2**16)] = 4
     """Tokens for the network's own use, after CLS."""
     untied_cls_norm: bool = False
     """A final norm of its own, `cls_norm`, for CLS and registers of local crops in training."""
@@ -70,7 +72,7 @@ class ViTConfig:
     """In training, both coordinates are stretched by one factor between 1/this and this. null: not."""
     rope_stored_periods: bool = False
     """Periods are part of the weights (`rope.periods`), as in Meta's files, which hold them rounded to bf16."""
-    learned_grid: tuple[Count, Count] | None = None
+    learned_grid: tuple[Length, Length] | None = None
     """Rows and columns of `positions.embedding` as stored; needed by learned positions."""
     scale_conditioning: bool = False
     """Tokens are told the physical size of the view's pixels, within bounds."""
@@ -160,4 +162,5 @@ PRESETS: dict[str, ViTConfig] = {
     "vit_g": ViTConfig(width=1536, num_layers=40, num_heads=24, mlp_hidden=4096, mlp="swiglu"),
     "vit_7b": ViTConfig(width=4096, num_layers=40, num_heads=32, mlp_hidden=8192, mlp="swiglu"),
 }
-"""By the name that `model.preset` of a run's configuration takes. vit_h is the shape that DINOv3 calls H+."""
+"""By the name that `model.preset` of a run's configuration takes. vit_h is the shape that DINOv3 calls H+. The released
+7B differs from vit_7b, which is as the others are: it has `qkv_bias` none and `untied_cls_norm`, and is read so."""

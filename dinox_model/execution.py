@@ -1,4 +1,5 @@
-"""How a network runs: eagerly or compiled, keeping its activations or computing them again. The one place that decides.
+"""How a network runs: eagerly or compiled, keeping its activations or computing them again, with which kernels. The one
+place that decides.
 
 Nothing here changes what a network computes, nor the names of its parameters: `prepare` puts another `forward` on the
 blocks (or on the network), and `Execution()` takes it off again. Nothing is compiled when a module is imported.
@@ -29,6 +30,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from dinox_model import fields
 from dinox_model.fields import Count
+from dinox_model.kernels.dispatch import Kernels, is_product
 from dinox_model.vit import VisionTransformer
 
 
@@ -77,6 +79,17 @@ def prepare(network: nn.Module, execution: Execution) -> None:
         _put(network, _compiled(_run))
 
 
+def use(network: nn.Module, kernels: Kernels) -> int:
+    """Have the attention and the blocks of `network` run with these kernels from now on; how many modules that are.
+
+    Before `prepare`, where the network is compiled: graphs that are there already hold the kernels of their time.
+    """
+    modules = [module for module in network.modules() if isinstance(getattr(module, "kernels", None), Kernels)]
+    for module in modules:
+        module.kernels = kernels  # type: ignore[assignment] # an attribute of Attention and Block, no submodule
+    return len(modules)
+
+
 def _put(module: nn.Module, run: Callable[..., Any]) -> None:
     """Have calls of `module` go through `run`. A partial, not a closure: a deep copy of the module then runs its own
     weights."""
@@ -111,14 +124,9 @@ def _recomputed(execution: Execution) -> FunctionType:
     return recomputed
 
 
-_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
-
-
 def _keep_products(_context: Any, operator: Any, *_arguments: Any, **_named: Any) -> CheckpointPolicy:
     """The policy of selective checkpointing: results of matrix products and attention stay."""
-    name = operator.name().partition("::")[2].partition(".")[0]
-    is_product = name in _PRODUCTS or name.startswith("_scaled_dot_product")
-    return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if is_product(operator.name()) else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _compiled(run: FunctionType) -> Callable[..., Any]:

@@ -156,10 +156,9 @@ def _copied(model: VisionTransformer, device: str, dtype: str) -> VisionTransfor
     prepare(model, Execution())
     if dtype == "bf16":
         # Rounded once here instead of in each forward: autocast would round them to the same numbers.
-        for part in (model.patch_embed, model.blocks):
-            for module in part.modules():
-                if isinstance(module, nn.Linear):
-                    module.to(torch.bfloat16)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
     return model
 
 

@@ -29,6 +29,7 @@ class Bounds:
     """Limits of a number, each of them optional; a float must be finite in any case."""
 
     minimum: float | None = None
+    maximum: float | None = None
     above: float | None = None
     below: float | None = None
 
@@ -36,6 +37,8 @@ class Bounds:
         """What is wrong with `value`, as the rest of a sentence."""
         if self.minimum is not None and value < self.minimum:
             return f"must be at least {self.minimum:g}, not {value}"
+        if self.maximum is not None and value > self.maximum:
+            return f"must be at most {self.maximum:,.15g}, not {value}"
         if self.above is not None and value <= self.above:
             return f"must be more than {self.above:g}, not {value}"
         if self.below is not None and value >= self.below:
@@ -44,11 +47,17 @@ class Bounds:
 
     def schema(self) -> dict[str, float]:
         """The same in the words of JSON schema."""
-        words = {"minimum": self.minimum, "exclusiveMinimum": self.above, "exclusiveMaximum": self.below}
+        words = {
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "exclusiveMinimum": self.above,
+            "exclusiveMaximum": self.below,
+        }
         return {word: limit for word, limit in words.items() if limit is not None}
 
 
-Count = Annotated[int, Bounds(minimum=1)]
+Count = Annotated[int, Bounds(minimum=1, maximum=2**24)]
+"""A product of two is a length that torch's 64-bit sizes can hold."""
 
 
 def check(instance: Any) -> None:

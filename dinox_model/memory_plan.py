@@ -25,7 +25,6 @@ from dinox_model.execution import Execution, prepare
 from dinox_model.features import ViTFeatures
 from dinox_model.fields import nearest
 from dinox_model.flops import kept_rows
-from dinox_model.scale import ScaleConditioning
 from dinox_model.storage_meter import WEIGHT_CASTS, StorageMeter
 from dinox_model.vit import VisionTransformer
 from dinox_model.workload import Workload, grid_of
@@ -292,12 +291,9 @@ def _give_memory(network: nn.Module) -> None:
 
 
 def _put_bf16_copies(network: nn.Module) -> None:
-    """Give all linears bf16 parameters, but those that compute in fp32 under autocast too."""
-    fp32 = {
-        inner for module in network.modules() if isinstance(module, ScaleConditioning) for inner in module.modules()
-    }
+    """Give all linears bf16 parameters."""
     for module in network.modules():
-        if isinstance(module, nn.Linear) and module not in fp32:
+        if isinstance(module, nn.Linear):
             for name, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(parameter.detach().to(torch.bfloat16)))
 

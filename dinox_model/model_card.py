@@ -113,11 +113,14 @@ def _input(model: VisionTransformer) -> str:
     config, preprocess = model.config, model.preprocess
     lower = preprocess.level_hu - preprocess.width_hu / 2
     level, width, mean, std = preprocess.level_hu, preprocess.width_hu, preprocess.mean, preprocess.std
+    apart = f"{preprocess.step_mm:g} mm" if preprocess.step_mm is not None else f"{preprocess.step} of the volume's"
+    steps = "" if preprocess.step is None and preprocess.step_mm is None else f" (in training {apart} apart)"
     return f"""\
 ## Input
 
-Windows of {config.in_channels} neighbouring CT slices, as float32 (b, {config.in_channels}, y, x), y and x multiples of
-{config.patch_size} pixels (what is added, below and to the right, is air, {AIR_HU} HU). From int16 Hounsfield units:
+Windows of {config.in_channels} neighbouring CT slices{steps}, as float32 (b, {config.in_channels}, y, x),
+y and x multiples of {config.patch_size} pixels (what is added, below and to the right, is air, {AIR_HU} HU).
+From int16 Hounsfield units:
 
     x = (clamp((hu - ({lower:g})) / {width:g}, 0, 1) - {mean:g}) / {std:g}
 

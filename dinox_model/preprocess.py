@@ -46,7 +46,10 @@ def normalise(x: Tensor, mean: float, std: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How HU become a network's input. The default window, -1000 to 400 HU, shows lung and soft tissue."""
+    """How HU become a network's input. The default window, -1000 to 400 HU, shows lung and soft tissue.
+
+    The last three are facts for whoever cuts windows from volumes; `apply` is given windows and needs none of them.
+    """
 
     level_hu: float = -300.0
     """Middle of the intensity window of `apply`, HU. Training draws its own windows and shares mean and std."""
@@ -54,15 +57,26 @@ class Preprocess:
     mean: float = 0.5
     """Of the windowed values, one for all slices."""
     std: float = 0.25
+    depth: int | None = None
+    """Slices in a window of the training. None, here and below: nobody said."""
+    step: int | None = None
+    """How far apart they were, in slices; None also where `step_mm` says it."""
+    step_mm: float | None = None
+    """How far apart they were, millimetres: each volume's nearest number of slices, at least 1."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name in ("level_hu", "width_hu", "mean", "std", *(["step_mm"] if self.step_mm is not None else [])):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"Preprocess.{field.name} must be a finite number, not {value!r}")
-        for name in ("width_hu", "std"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"Preprocess.{name} must be positive, not {getattr(self, name)}")
+                raise ValueError(f"Preprocess.{name} must be a finite number, not {value!r}")
+            if name in ("width_hu", "std", "step_mm") and value <= 0:
+                raise ValueError(f"Preprocess.{name} must be positive, not {value}")
+        for name in ("depth", "step"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"Preprocess.{name} must be a whole number of at least 1, not {value!r}")
+        if self.step is not None and self.step_mm is not None:
+            raise ValueError(f"Preprocess has step {self.step} and step_mm {self.step_mm}: one of them is null")
 
     def apply(self, hu: Tensor, multiple: int = 16) -> Tensor:
         """int16 HU (b, k, y, x) to float32 (b, k, y', x') on the same device.

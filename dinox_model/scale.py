@@ -45,19 +45,19 @@ class ScaleConditioning(nn.Module):
         self.down = nn.Linear(HIDDEN, config.width)
 
     def forward(self, mm_per_pixel: Tensor, patches: Tensor) -> Tensor:
-        """What to add to the patch tokens: (b, 1, d), in their dtype; computed in fp32.
+        """What to add to the patch tokens: (b, 1, d), in their dtype; computed in fp32, but for the two linears, which
+        autocast casts as all others: eight bits of a tenth of the image's spread, and the bound stays fp32.
 
         `mm_per_pixel`: float32 (b, 2) along y and x, of the view that the network sees. NaN: unknown, nothing is added.
         A size that is not positive gives NaN, which nothing after it can hide. `patches`: (b, n, d), the embedded
         patches before any is masked; their spread sets the bound, and gets no gradient from here. Where there is
         none (one patch, or all alike) nothing is added.
         """
-        with torch.autocast(patches.device.type, enabled=False):
-            unknown = mm_per_pixel.isnan().any(dim=1)[:, None]
-            known_mm = torch.where(unknown, 1.0, mm_per_pixel.float())
-            waves = scale_waves(known_mm).to(self.up.weight.dtype)
-            direction = torch.tanh(self.down(F.gelu(self.up(waves))).float())
-            added = torch.where(unknown, 0.0, MOST_OF_IMAGE * spread(patches)[:, None] * direction)
+        unknown = mm_per_pixel.isnan().any(dim=1)[:, None]
+        known_mm = torch.where(unknown, 1.0, mm_per_pixel.float())
+        waves = scale_waves(known_mm).to(self.up.weight.dtype)
+        direction = torch.tanh(self.down(F.gelu(self.up(waves))).float())
+        added = torch.where(unknown, 0.0, MOST_OF_IMAGE * spread(patches)[:, None] * direction)
         return added.to(patches.dtype)[:, None]
 
     def initialise(self, generator: torch.Generator) -> None:

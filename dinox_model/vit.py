@@ -104,7 +104,7 @@ class VisionTransformer(Initialised):
         randomness of training, on the device of `x`; None: none. `mm_per_pixel`: float32 (b, 2), millimetres of a pixel
         of `x` along y and x (NaN: unknown); needed by networks that look at it (`config.uses_mm_per_pixel`), refused by
         all others. `local_crops`: with `config.untied_cls_norm`, CLS and registers go through `cls_norm`.
-        Raises ValueError for other shapes, numbers or parts.
+        Raises ValueError for other shapes, dtypes (outside autocast the weights' is the input's), numbers or parts.
         """
         wanted = block_numbers(layers, self.config.num_layers)
         self._check_draws(draws)
@@ -131,6 +131,7 @@ class VisionTransformer(Initialised):
     ) -> BlockInput:
         """The first block's input; arguments and errors are those of `forward`."""
         grid = self._grid_of(x)
+        self._check_dtype(x)
         self._check_mm_per_pixel(mm_per_pixel, x.shape[0])
         patches = self.patch_embed(x).to(self.mask_token.dtype)
         scale = None if self.scale is None or mm_per_pixel is None else self.scale(mm_per_pixel, patches)
@@ -179,6 +180,17 @@ class VisionTransformer(Initialised):
         if height < side or width < side or height % side or width % side:
             raise ValueError(f"input must be a multiple of {side} pixels high and wide, not {height} x {width}")
         return height // side, width // side
+
+    def _check_dtype(self, x: Tensor) -> None:
+        """What torch would say of it names neither the input nor the network."""
+        if not x.is_floating_point():
+            raise ValueError(f"input must be floats, not {x.dtype}: dinox_model.encode makes them of HU as in training")
+        own = self.patch_embed.weight.dtype
+        if x.dtype != own and own.is_floating_point and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"input is {x.dtype} and this network's weights are {own}: give it x.to({own}), bring the network to "
+                f"the input's dtype, or run both under torch.autocast"
+            )
 
     def _check_mm_per_pixel(self, mm_per_pixel: Tensor | None, num_images: int) -> None:
         if not self.config.uses_mm_per_pixel:

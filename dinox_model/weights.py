@@ -29,6 +29,8 @@ from dinox_model.vit import VisionTransformer
 FORMAT = "dinox-model"
 VERSION = 1
 CONFIG, WEIGHTS, PREPROCESS = "config.json", "model.safetensors", "preprocess.json"
+WINDOW = {"depth", "step", "step_mm"}
+"""Members of preprocess.json that say what windows were; others' networks have none."""
 
 
 def save(model: VisionTransformer, folder: str | Path) -> None:
@@ -67,7 +69,7 @@ def load(folder: str | Path) -> VisionTransformer:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
     model = empty_network(config)
     tensors = _read_tensors(folder / WEIGHTS, model.state_dict())
-    model.preprocess = read_preprocess(folder / PREPROCESS)
+    model.preprocess = read_preprocess(folder / PREPROCESS, config.in_channels)
     _check_digests(folder, _member(document, "sha256", folder / CONFIG))
     model.load_state_dict(tensors)
     return model.eval()
@@ -110,17 +112,29 @@ def _read_tensors(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]
     return dict(stored)
 
 
-def read_preprocess(path: Path) -> Preprocess:
-    """What `write_preprocess` wrote. Raises WeightsError for anything else."""
+def read_preprocess(path: Path, in_channels: int) -> Preprocess:
+    """What `write_preprocess` wrote for a network of so many slices; facts of the window may be missing.
+
+    Raises WeightsError for anything else.
+    """
     document = read_json(path)
     expected = {"format": f"{FORMAT}-preprocess", "version": VERSION}
-    names = Preprocess().to_dict()
-    if any(document.get(key) != value for key, value in expected.items()) or set(document) != {*names, *expected}:
-        raise WeightsError(f"{path}: must hold {expected} and {', '.join(names)}, nothing else; it holds {document}")
+    names = set(Preprocess().to_dict())
+    found = set(document) - set(expected)
+    if any(document.get(key) != value for key, value in expected.items()) or not names - WINDOW <= found <= names:
+        raise WeightsError(
+            f"{path}: must hold {expected}, {', '.join(sorted(names - WINDOW))}, perhaps {', '.join(sorted(WINDOW))}, "
+            f"nothing else; it holds {document}"
+        )
     try:
-        return Preprocess(**{name: document[name] for name in names})
+        preprocess = Preprocess(**{name: document[name] for name in found})
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
+    if preprocess.depth not in (None, in_channels):
+        raise WeightsError(
+            f"{path}: depth is {preprocess.depth}, and the network takes windows of {in_channels} slices"
+        )
+    return preprocess
 
 
 def _check_digests(folder: Path, digests: Mapping[str, Any]) -> None:

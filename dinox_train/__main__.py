@@ -6,6 +6,8 @@ The same command on a run folder that holds checkpoints resumes it.
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +15,19 @@ from pathlib import Path
 import torch
 
 from dinox_io import ShardError, codec
+from dinox_model import WeightsError
 from dinox_model.host_memory import keep_freed_memory
 from dinox_train.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, remove_leftovers
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
 from dinox_train.data import LeakError, open_dataset, tell_provenance
-from dinox_train.learner import Learner, preprocess_of
+from dinox_train.kernel_choice import RunKernels, attention_shapes, choose_run_kernels
+from dinox_train.learner import Learner, preprocess_of, vit_config
+from dinox_train.out_of_memory import is_out_of_memory, out_of_memory_in_words
 from dinox_train.plan_report import plan_lines
-from dinox_train.platform import PrecisionError, check_compiler, choose_device, describe
+from dinox_train.platform import PrecisionError, check_compiler, choose_device, describe, make_deterministic
+from dinox_train.platform.start import Platform, start
 from dinox_train.prototype_counts import with_prototypes
+from dinox_train.rehearsal import rehearse
 from dinox_train.run import RunFolder, RunFolderError, StopSignals, log, logging_to
 from dinox_train.stages import stages_of
 from dinox_train.trainer import Trainer
@@ -36,6 +43,7 @@ EXAMPLES = """examples:
   python -m dinox_train --config configs/demo.yaml data.shards=fake          try this machine without any data
   python -m dinox_train --config configs/vit_s.yaml --config configs/hardware/rtx_4090.yaml data.shards=/data/shards
   python -m dinox_train --config configs/vit_l.yaml --config configs/hardware/rtx_4090.yaml --plan      does it fit?
+  python -m dinox_train --config configs/vit_l.yaml --config configs/micro.yaml     a rehearsal: 0 passed, 1 failed
 
 exit codes: 0 done (with --plan: whatever the verdict) · 1 error · 2 usage or a refused configuration · 4 stopped by the
 health guard · 5 the loader stalled · 143 / 130 after a checkpoint on SIGTERM / SIGINT"""
@@ -56,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="a.b=value",
-        help="a single setting, e.g. train.updates=2000; every key stands in dinox_train/sections/",
+        help="a single setting, e.g. train.updates=2000, or stages.0.updates=500 of a stage in a file; every key "
+        "stands in dinox_train/sections/",
     )
     parser.add_argument(
         "--plan",
@@ -66,23 +75,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         config = load_config(options.config, options.overrides)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
         if options.plan:
             print("\n".join(plan_lines(config)))
             return EXIT_DONE
-        return run(config)
+        return run(config) if config.rehearsal is None else rehearse(config)
     except (ConfigError, LeakError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except torch.OutOfMemoryError as error:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        print(
-            f"error: the device's memory is full (peak {peak:.1f} GiB): {str(error).splitlines()[0]}\n"
-            "Raise train.accumulation (smaller pieces, same result); the newest checkpoint is intact.",
-            file=sys.stderr,
-        )
-        return EXIT_ERROR
-    except (CheckpointError, MemoryError, OSError, PrecisionError, RunFolderError, ShardError) as error:
+    except (
+        CheckpointError,
+        MemoryError,
+        OSError,
+        PrecisionError,
+        RunFolderError,
+        ShardError,
+        WeightsError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {out_of_memory_in_words(error, config)}", file=sys.stderr)
         return EXIT_ERROR
 
 
@@ -100,6 +118,7 @@ def run(config: Config) -> int:
             device = choose_device(config.device)
             if any(stage.config.execution.compile != "off" for stage in stages_of(config)):
                 check_compiler(device)
+            repeatable = make_deterministic() if config.deterministic else None
         except ValueError as error:
             raise ConfigError(str(error)) from None
         if device.type == "cpu":
@@ -107,6 +126,9 @@ def run(config: Config) -> int:
         with logging_to(folder.path, config.train.updates) as progress:
             for message in damage:
                 log.warning("a damaged checkpoint was set aside: %s", message)
+            if repeatable is not None:
+                log.info("%s", repeatable)
+            platform, kernels = settle_machine(config, device)
             began = checkpoint.state["shards"] if checkpoint else None
             dataset = open_dataset(config.data, folder.path, began, log.info)
             if config.data.shards == "fake":
@@ -114,16 +136,40 @@ def run(config: Config) -> int:
             tell_provenance(dataset, log.info, log.warning)
             log.info("%s", dataset.sides_in_words)
             log.info("peak learning rate %s", config.optimizer.learning_rate_in_words(config.train.batch_size))
-            learner = Learner(config, preprocess_of(config, dataset.hu_histogram), device)
-            trainer = Trainer(learner, dataset, folder, device)
+            preprocess = preprocess_of(config, dataset.hu_histogram)
+            learner = Learner(config, preprocess, device, kernels, platform.routes)
+            trainer = Trainer(learner, dataset, folder, device, platform.peak_tflops)
             if checkpoint:
                 trainer.resume(checkpoint)
             elif config.run.init_from:
                 start_from(learner, Path(config.run.init_from))
             folder.write_text("config.yaml", to_yaml(config))
             noted = {"shards": dataset.provenance, "filters": codec.describe().removeprefix("filters: ")}
+            noted |= {"platform": platform.record(), "kernels": kernels.record()}
             folder.write_json("env.json", describe(device) | noted)
             return trainer.train(stop, progress)
+
+
+def settle_machine(config: Config, device: torch.device) -> tuple[Platform, RunKernels]:
+    """Look at the machine and set it, choose the kernels, and say all of it. Raises ConfigError for a kernel that was
+    asked for by name and cannot run."""
+    vit, stages = vit_config(config), stages_of(config)
+    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    rows = sum(shape.images * shape.tokens for shape in attention_shapes(vit, stages[:1], dtype))
+    platform = start(device, vit, rows, dtype, routed=config.kernels.linear == "auto")
+    for line in platform.lines:
+        log.info("%s", line)
+    for line in platform.warnings:
+        log.warning("%s", line)
+    try:
+        kernels = choose_run_kernels(config, vit, stages, device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    for choice in kernels.choices:
+        log.info("%s", choice.words())
+        if choice.warning is not None:
+            log.warning("%s", choice.warning)
+    return platform, kernels
 
 
 def config_of(checkpoint: Checkpoint) -> Config:
@@ -175,4 +221,6 @@ def settled(config: Config, previous: Config | None) -> Config:
 
 
 if __name__ == "__main__":
+    # `kill -USR1`, or the supervisor before it ends a run that hangs: where each thread is, on standard error.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     sys.exit(main())

@@ -13,8 +13,10 @@ before it used.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,8 +60,11 @@ class Checkpoint:
         return (self.folder / "train" / f"{name}.safetensors").is_file()
 
     def tensors(self, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The tensors of train/NAME.safetensors."""
-        return load_file(self.folder / "train" / f"{name}.safetensors", device=str(device))
+        """The tensors of train/NAME.safetensors. Raises DamagedCheckpoint where it is of another kind."""
+        try:
+            return load_file(self.folder / "train" / f"{name}.safetensors", device=str(device))
+        except SafetensorError as error:
+            raise DamagedCheckpoint(f"{self.folder}: train/{name}.safetensors is none ({error}).") from error
 
 
 def checkpoint_folder(root: Path, update: int) -> Path:
@@ -95,10 +101,20 @@ def save_checkpoint(
         (temporary / "train" / "state.json").write_bytes(_json(state))
         (temporary / MANIFEST).write_bytes(_json(_manifest(temporary)))
         replace_folder(temporary, final)
+    except SafetensorError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _as_os_error(error, temporary) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return final
+
+
+def _as_os_error(error: SafetensorError, folder: Path) -> OSError:
+    """safetensors tells of a full disk in words only: `I/O error: No space left on device (os error 28)`."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error), str(folder))
 
 
 def list_checkpoints(root: Path) -> list[Path]:

@@ -14,20 +14,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from dinox_model import PRESETS
 from dinox_train.lengths import lengths_in_updates
+from dinox_train.platform.device import check_device_name
 from dinox_train.sections import (
     CheckpointSection,
     DataSection,
     EvaluateSection,
     ExecutionSection,
     HealthSection,
+    KernelsSection,
     LogSection,
     ModelSection,
     ObjectiveSection,
     OptimizerSection,
+    ProfileSection,
+    RehearsalSection,
     RunSection,
     ScheduleSection,
     Section,
@@ -36,6 +40,7 @@ from dinox_train.sections import (
     TrainSection,
     ViewsSection,
 )
+from dinox_train.view_batch import NUM_GLOBAL
 
 
 class ConfigError(ValueError):
@@ -47,11 +52,13 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the first weights, the order of windows and the views."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(check_device_name)] = "auto"
     """auto, cpu, cuda or cuda:N; AMD GPUs are `cuda` too (ROCm reports itself so)."""
     precision: Literal["fp32", "bf16", "bf16_weights"] = "fp32"
     """bf16: matrix products in bfloat16 under autocast, weights, teacher and losses in fp32. bf16_weights: the same,
     and each weight is rounded once an update instead of in each forward; 2 bytes a parameter more, for each network."""
+    deterministic: bool = False
+    """Only algorithms that repeat bit for bit, on a GPU too; slower. A CPU always repeats."""
     run: RunSection = RunSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
@@ -62,10 +69,14 @@ class Config(Section):
     teacher: TeacherSection = TeacherSection()
     train: TrainSection = TrainSection()
     execution: ExecutionSection = ExecutionSection()
+    kernels: KernelsSection = KernelsSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     log: LogSection = LogSection()
     health: HealthSection = HealthSection()
+    profile: ProfileSection = ProfileSection()
+    rehearsal: RehearsalSection | None = None
+    """Instead of the run, try it in small and end with a verdict; see configs/micro.yaml."""
     stages: tuple[StageSection, ...] = ()
     """Parts of the run, one after the other, in which some keys are others; none: all of it is one."""
 
@@ -79,17 +90,46 @@ class Config(Section):
         if self.schedule.shape == "constant" and self.optimizer.final_learning_rate is not None:
             raise ValueError("schedule.shape is constant: optimizer.final_learning_rate has no use, set it to null")
         self._check_sizes()
-        if self.objective.name == "dinov3" and self.objective.koleo.weight and self.train.batch_size < 2:
-            raise ValueError(
-                "objective.koleo compares images of a batch, and train.batch_size is 1: set its weight to 0"
-            )
+        self._check_images()
+        self._check_masks()
         if any(stage.updates is None for stage in self.stages[:-1]):
             raise ValueError("stages: only the last one may go without `updates`")
         return self
 
+    def _check_images(self) -> None:
+        if self.objective.name != "dinov3" or not self.objective.koleo.weight:
+            return
+        for name, images in (("train.batch_size", self.train.batch_size), ("evaluate.windows", self.evaluate.windows)):
+            if images < 2:
+                raise ValueError(f"objective.koleo compares images of a batch, and {name} is 1: set its weight to 0")
+
+    def _check_masks(self) -> None:
+        """A term that predicts what is masked needs something masked in every update."""
+        objective = self.objective
+        if objective.name == "mae":
+            key, share, fraction = "objective.mae.masked_share", objective.mae.masked_share, 1.0
+        elif objective.name == "dinov3" and objective.ibot.weight:
+            ibot = objective.ibot
+            key, share, fraction = "objective.ibot.masked_share", ibot.masked_share[1], ibot.masked_crops
+        else:
+            return
+        views, crops = self.views.global_size, NUM_GLOBAL * self.train.batch_size
+        num_patches = (views // self._patch_size) ** 2
+        if not int(crops * fraction):
+            raise ValueError(f"objective.ibot.masked_crops masks none of {crops} global views: raise it")
+        if not int(num_patches * share):  # that of the view which is masked most (dinox_train/masking.py)
+            raise ValueError(
+                f"{key} masks no patch: {share:g} of {num_patches}, as a global view of {views} pixels has, is less "
+                "than one. Raise it"
+            )
+
+    @property
+    def _patch_size(self) -> int:
+        return self.model.patch_size or PRESETS[self.model.preset].patch_size
+
     def _check_sizes(self) -> None:
         preset, gram = PRESETS[self.model.preset], self.objective.gram
-        patch, depth = self.model.patch_size or preset.patch_size, preset.num_layers
+        patch, depth = self._patch_size, preset.num_layers
         sizes = {"views.global_size": self.views.global_size, "views.local_size": self.views.local_size}
         for name, size in (sizes | {"objective.gram.size": gram.size or patch}).items():
             if size % patch:
@@ -102,9 +142,28 @@ class Config(Section):
 # What a resumed run may change: where things lie, how fast they run, how often something is written. All else is
 # mathematics.
 FREE_ON_RESUME = (
-    *("run.", "device", "data.shards", "data.threads", "data.prefetch_mib", "data.pool_mib", "data.max_gbps"),
+    *(
+        "run.",
+        "device",
+        "deterministic",
+        "data.shards",
+        "data.threads",
+        "data.prefetch_mib",
+        "data.pool_mib",
+        "data.max_gbps",
+    ),
     *("data.cache_mib", "data.timeout_s"),
-    *("train.updates", "train.accumulation", "execution.", "checkpoint.", "evaluate.", "log.", "health."),
+    *(
+        "train.updates",
+        "train.accumulation",
+        "execution.",
+        "kernels.",
+        "checkpoint.",
+        "evaluate.",
+        "log.",
+        "health.",
+        "profile.",
+    ),
 )
 _FREE_IN_STAGES = re.compile(r"stages\.\d+\.(train\.accumulation|execution\..+)")
 
@@ -146,10 +205,7 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> C
         places.update({path: f"{file}:{line}" for path, line in lines.items()})
     for override in overrides:
         path, value = _parse_override(override)
-        part = value
-        for name in reversed(path):
-            part = {name: part}
-        _overlay(tree, part)
+        _put(tree, path, value, override)
         places[path] = f"command line: {override}"
     return validate(tree, places)
 
@@ -271,6 +327,32 @@ def _overlay(tree: dict[str, Any], part: Mapping[str, Any]) -> None:
             _overlay(tree[name], value)
         else:
             tree[name] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _put(tree: Any, path: Sequence[str], value: Any, text: str, walked: tuple[str, ...] = ()) -> None:
+    """Put what the command line says at `path`; the number of an item leads into a list: `stages.0.updates`."""
+    name, *rest = path
+    where = ".".join(walked)
+    key: Any = name
+    if isinstance(tree, list):
+        if not (name.isdecimal() and int(name) < len(tree)):
+            known = f"items 0 to {len(tree) - 1}" if tree else "no items"
+            raise ConfigError(f"command line: `{text}`: `{where}` has {known}, and `{name}` is none of them.")
+        key = int(name)
+    elif name.isdecimal():
+        raise ConfigError(
+            f"command line: `{text}`: no file gives a list `{where or name}` that has an item {name}. Give all of it, "
+            f"'{where or name}=[{{KEY: value}}]', or write it into a file and overlay that."
+        )
+    there = tree[key] if isinstance(tree, list) else tree.get(key)
+    if rest:
+        if not isinstance(there, dict | list):
+            there = tree[key] = {}
+        _put(there, rest, value, text, (*walked, name))
+    elif isinstance(value, Mapping) and isinstance(there, dict):
+        _overlay(there, value)
+    else:
+        tree[key] = value
 
 
 def _explain(item: Mapping[str, Any], places: Mapping[tuple[str, ...], str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dinox_io import ShardSet, VolumeRecord, open_shards
+from dinox_io import ShardError, ShardSet, VolumeRecord, open_shards
 from dinox_io.manifest import EARLIER_FOLDER, dense_histogram, set_folder
 from dinox_io.mixture import temperature_weights
 from dinox_train.config import ConfigError
@@ -82,6 +82,23 @@ class Dataset:
             }
             for source in self.sources
         ]
+
+    def ways_on(self, error: ShardError) -> str:
+        """What is damaged, and how a run may go on nevertheless."""
+        found = [
+            (source.folder, volume.patient)
+            for source in self.sources
+            for volume in source.shards.volumes
+            if volume.id == error.volume
+        ]
+        folder, patient = found[0] if found else (" or ".join(source.folder for source in self.sources), "PSEUDONYM")
+        return (
+            f"{error}. The data is damaged, or cannot be read; the run ends after a checkpoint. Restore the shard from "
+            f"a copy (python tools/verify_shards.py {folder} names all that is damaged), and the same command goes on. "
+            f"Where there is no copy, `python tools/pack_shards.py --output {folder} --remove {patient}` takes the "
+            "patient out; that is another set, which this run refuses, so start another run.folder and say so: "
+            "run.init_from with its newest checkpoint keeps what was learnt."
+        )
 
     @property
     def sides_in_words(self) -> str:

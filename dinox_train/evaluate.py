@@ -39,7 +39,7 @@ PICTURE_SLICES = 3
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one evaluation; None where the set has no validation side."""
+    """Figures of one evaluation; None where the set has no validation side, or one too small to say."""
 
     loss_val: float | None
     knn_z: float | None
@@ -111,15 +111,19 @@ class Evaluator:
                 found = self._learner.teacher.backbone(whole, mm_per_pixel=mm)
             grids = [found.grid] * len(gray)
             held_out = self._dataset.val_side is not None
-            save_patch_pca(path, gray, found.patches.float().cpu().numpy(), grids, held_out=held_out)
+            patches, patch = found.patches.float().cpu().numpy(), self._learner.vit.patch_size
+            save_patch_pca(path, gray, patches, grids, held_out=held_out, patch_size=patch)
 
-    def _loss(self) -> float:
+    def _loss(self) -> float | None:
         """The loss over all validation windows, in batches of training's size, since a batch is balanced as a whole.
+        None for a single window where KoLeo, which compares images, is on.
 
         At the values that schedules end at, and without Gram anchoring, so that figures of different updates compare.
         """
         learner = self._learner
         values = learner.objective.values(LAST_UPDATE) | {"weight_gram": 0.0}
+        if self._count("val") < 2 and values.get("weight_koleo"):
+            return None
         sums, count = torch.zeros((), device=self._device), 0
         for number, rows in enumerate(pieces(self._count("val"), self._config.train.batch_size)):
             if count and len(rows) < 2:

@@ -16,9 +16,11 @@ from torch import Tensor
 import dinox_model
 from dinox_model import PRESETS, Preprocess, ViTConfig, build
 from dinox_model.execution import Execution
+from dinox_model.linear import OFF, Routes
 from dinox_train import schedule
 from dinox_train.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from dinox_train.config import Config, ConfigError
+from dinox_train.kernel_choice import RunKernels
 from dinox_train.micro_batch import Recipe
 from dinox_train.network import Network, Networks
 from dinox_train.objectives.classification import Classification, ClassificationSettings
@@ -27,6 +29,7 @@ from dinox_train.objectives.masked_autoencoder import MAESettings, MaskedAutoenc
 from dinox_train.objectives.objective import Objective
 from dinox_train.optimizer import make_optimizer, set_group_values
 from dinox_train.prototype_counts import with_prototypes
+from dinox_train.stage_timers import Timed, untimed
 from dinox_train.stages import Stage, stage_of, stages_of
 from dinox_train.step import StepResult, StepSettings, train_step
 from dinox_train.view_batch import NUM_GLOBAL, ViewBatch
@@ -87,18 +90,35 @@ class Learner:
     `enter` says which update comes next: `config`, `views`, `objective` and `settings` are those of its stage.
     """
 
-    def __init__(self, config: Config, preprocess: Preprocess, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        preprocess: Preprocess,
+        device: torch.device,
+        kernels: RunKernels | None = None,
+        routes: Routes = OFF,
+    ) -> None:
+        """kernels, routes: what was chosen for the device; None: torch's operators."""
+        self.kernels = kernels or RunKernels()
         self.run_config = with_prototypes(config)
         self.stages = stages_of(self.run_config)
-        self.objectives = [make_objective(stage.config) for stage in self.stages]
+        self.objectives = [make_objective(stage.config, self.kernels) for stage in self.stages]
         self.vit = vit_config(config)
         whole = make_objective(self.run_config)
         student, teacher = (build_network(self.vit, preprocess, whole, config.seed).to(device) for _ in range(2))
         self.networks = Networks(student, teacher, config.precision)
+        self.networks.run_with(self.kernels.network, routes)
         self.named = self.networks.student_weights.named
-        self.optimizer = make_optimizer(self.named, config.optimizer)
+        self.optimizer = self._make_optimizer()
         self.state = {name: value.to(device) for name, value in whole.first_state().items()}
         self.enter(1)
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        if not self.kernels.fused_optimizer:
+            return make_optimizer(self.named, self.run_config.optimizer)
+        from dinox_train.kernels.adamw_average import OnePassAdamW
+
+        return OnePassAdamW(self.networks.student_weights, self.networks.teacher_weights, self.run_config.optimizer)
 
     def enter(self, update: int) -> None:
         """Update number `update` (from 1) is next."""
@@ -135,6 +155,7 @@ class Learner:
             preprocess=self.preprocess,
             batch_size=batch_size,
             unknown_scale=self.config.model.unknown_scale,
+            crop=self.kernels.crop,
         )
 
     def counted(self, update: int) -> dict[str, int]:
@@ -153,8 +174,10 @@ class Learner:
         """Whether Gram anchoring is on in update `update`."""
         return self.objective.values(update).get("weight_gram", 0.0) > 0
 
-    def step(self, micro_batches: Sequence[ViewBatch], update: int) -> tuple[StepResult, Values]:
-        """Do update number `update` (from 1)."""
+    def step(
+        self, micro_batches: Sequence[ViewBatch], update: int, timed: Timed = untimed
+    ) -> tuple[StepResult, Values]:
+        """Do update number `update` (from 1). timed: told of each stage."""
         values = values_at(self.config, self.objective, update)
         frozen = update <= self.config.optimizer.last_layer_frozen_updates
         set_group_values(
@@ -174,6 +197,7 @@ class Learner:
             self.settings,
             values=values.objective,
             teacher_momentum=values.teacher_momentum,
+            timed=timed,
         )
         return result, values
 
@@ -228,14 +252,14 @@ class Learner:
         self.student.backbone.preprocess = self.teacher.backbone.preprocess = preprocess
 
 
-def make_objective(config: Config) -> Objective:
+def make_objective(config: Config, kernels: RunKernels | None = None) -> Objective:
     """The objective that the configuration names. `objective.prototypes` must be a number by now."""
     section = config.objective
     if section.name == "mae":
         return MaskedAutoencoder(MAESettings(**section.mae.model_dump()))
     if section.name == "classification":
         return Classification(ClassificationSettings(**section.classification.model_dump()))
-    return DINOv3(_settings(DINOv3Settings, section.model_dump()))
+    return DINOv3(_settings(DINOv3Settings, section.model_dump()), fused=kernels is not None and kernels.fused_losses)
 
 
 def _settings(kind: type, values: Mapping[str, Any]) -> Any:
@@ -282,7 +306,8 @@ def view_settings(config: Config) -> ViewSettings:
 
 
 def preprocess_of(config: Config, hu_histogram: np.ndarray) -> Preprocess:
-    """How the network sees a whole slice: the middle of the views' windows, and the statistics of what views show.
+    """How the network sees a whole slice: the middle of the views' windows, and the statistics of what views show; with
+    what the windows of slices were.
 
     hu_histogram: int64 (4096,), bins of 16 HU from -32768, of the whole set. Raises ConfigError where nothing is to be
     seen through those windows.
@@ -293,4 +318,13 @@ def preprocess_of(config: Config, hu_histogram: np.ndarray) -> Preprocess:
         mean, std = statistics_under_policy(hu_histogram, views)
     except ValueError as error:
         raise ConfigError(f"views: {error}") from None
-    return Preprocess(level_hu=level_hu, width_hu=width_hu, mean=mean, std=std)
+    data = config.data
+    return Preprocess(
+        level_hu=level_hu,
+        width_hu=width_hu,
+        mean=mean,
+        std=std,
+        depth=data.depth,
+        step=data.step if data.step_mm is None else None,
+        step_mm=data.step_mm,
+    )

@@ -15,11 +15,14 @@ from typing import Any
 
 from dinox_io.atomic import write_atomically
 
+VERSION = 1
+"""Of the format of a line, which each of a run's lines carries; one that carries none is of version 1."""
+
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in a JSON-lines file, in order; a missing file is empty, a torn last line is ignored.
 
-    Raises ValueError for a broken line in the middle (file and line number).
+    Raises ValueError for a broken line in the middle (file and line number), or one of another version.
     """
     if not path.exists():
         return []
@@ -34,12 +37,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 break
             raise ValueError(f"{path}:{number}: not a JSON object; the file was changed by something else.") from None
+        if isinstance(value, dict) and value.get("version", VERSION) != VERSION:
+            raise ValueError(
+                f"{path}:{number}: is of version {value['version']}; this program reads version {VERSION}. Use the "
+                "release of DINOX that wrote it."
+            )
         objects.append(value)
     return objects
 
 
 VARYING = frozenset(
-    {"images_per_s", "data_wait_fraction", "memory_bytes", "loader_threads"}
+    {"images_per_s", "data_wait_fraction", "memory_bytes", "loader_threads", "stage_s", "model_flops_utilisation"}
+    | {"host_memory_bytes", "host_memory_trend"}
     | {
         "read_bytes",
         "decoded_bytes",

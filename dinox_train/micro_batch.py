@@ -18,7 +18,7 @@ from dinox_train.masking import draw_masks, draw_patches
 from dinox_train.network_draws import PassDraws, draw_pass, draw_unknown_scale
 from dinox_train.objectives.objective import Needs
 from dinox_train.view_batch import NUM_GLOBAL, Masked, ViewBatch
-from dinox_train.views import ViewPlan, ViewSettings, draw_views, render_global_undistorted, render_views
+from dinox_train.views import Crop, ViewPlan, ViewSettings, draw_views, render_global_undistorted, render_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class Recipe:
     """Of the global batch."""
     unknown_scale: float = 0.0
     """Share of the views whose physical scale the student is not told."""
+    crop: Crop | None = None
+    """What renders views; None: the torch of `views.py`."""
 
 
 class GlobalBatch:
@@ -72,11 +74,13 @@ class GlobalBatch:
         plan = draw_views(
             views, seed=recipe.seed, position=self.position, rows=rows, sizes=sizes, spacing_mm=spacing_mm
         )
-        global_views, local_views = render_views(images, plan, views, preprocess.mean, preprocess.std)
+        global_views, local_views = render_views(images, plan, views, preprocess.mean, preprocess.std, crop=recipe.crop)
         gram_views = gram_mm = gram_patches = None
         if self._gram:
             side = recipe.needs.gram_size or views.global_size
-            gram_views = render_global_undistorted(images, plan, side, preprocess.mean, preprocess.std)
+            gram_views = render_global_undistorted(
+                images, plan, side, preprocess.mean, preprocess.std, crop=recipe.crop
+            )
             gram_mm = self._mm(plan.mm_per_pixel[:, :NUM_GLOBAL] * (views.global_size / side), device)
             gram_patches = self._gram_patches(rows, device)
         told_mm = self._told_mm(plan, rows)

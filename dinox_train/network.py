@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dinox_model import VisionTransformer
-from dinox_model.execution import Execution, prepare
+from dinox_model.execution import Execution, prepare, use
 from dinox_model.initialisation import Initialised, initialise_linear, materialise
+from dinox_model.kernels.dispatch import REFERENCE, Kernels
+from dinox_model.linear import OFF, Routes, route
 from dinox_train.working_weights import MasterWeights
 
 
@@ -50,6 +52,15 @@ class Networks:
         self.gram: VisionTransformer | None = None
         """The frozen Gram teacher, from the update on that takes it."""
         self.execution = Execution()
+        self.kernels, self.routes = REFERENCE, OFF
+
+    def run_with(self, kernels: Kernels, routes: Routes = OFF) -> None:
+        """Run with these kernels and libraries of matrix products; before the first `run_as` that compiles."""
+        self.kernels, self.routes = kernels, routes
+        for network in (self.student, self.teacher, self.gram):
+            if network is not None:
+                use(network, kernels)
+                route(network, routes)
 
     def run_as(self, execution: Execution) -> None:
         """Run as `execution` says from now on, in this form whatever an earlier call said. Names and values of
@@ -89,5 +100,7 @@ class Networks:
         with torch.device("meta"):
             gram = VisionTransformer(self.teacher.backbone.config)
         gram = gram.to_empty(device=device).requires_grad_(False)
+        use(gram, self.kernels)
+        route(gram, self.routes)
         prepare(gram, Execution(compile=self.execution.compile))
         return gram

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,14 @@ class Clipped(NamedTuple):
     """Of the whole gradient, before it was clipped. Not finite where any gradient is not."""
     clipped: Tensor
     """1.0 where the gradient, or a part of it, was longer than allowed, else 0.0."""
+
+
+@runtime_checkable
+class UpdatesInOnePass(Protocol):
+    """An optimizer that also averages the teacher and rounds the copies (dinox_train/kernels/adamw_average.py)."""
+
+    def clip(self, max_norm: float, *, by_part: bool) -> Clipped: ...
+    def update(self, momentum: float, applied: Tensor) -> None: ...
 
 
 def make_optimizer(named_parameters: Named, settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -153,12 +161,23 @@ def clip_gradients(named_parameters: Named, max_norm: float, *, by_part: bool) -
     overflows fp32, from 1.8e19): such gradients are worthless afterwards, and the caller must mask the update. Nothing
     here waits for the device.
     """
+    parts = gradient_parts(named_parameters, by_part=by_part)
+    norms = torch.stack([_clip(parameters, max_norm) for parameters in parts.values()])
+    return Clipped(torch.linalg.vector_norm(norms), (norms > max_norm).any().float())
+
+
+def gradient_parts(named_parameters: Named, *, by_part: bool) -> dict[str, list[nn.Parameter]]:
+    """Parameters that have a gradient, by what is clipped together: `backbone` and `heads.NAME`, or all under ""."""
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.grad is not None:  # a head whose term is off has none
             parts.setdefault(_part(name) if by_part else "", []).append(parameter)
-    norms = torch.stack([_clip(parameters, max_norm) for parameters in parts.values()])
-    return Clipped(torch.linalg.vector_norm(norms), (norms > max_norm).any().float())
+    return parts
+
+
+def gradient_part_names(named_parameters: Named) -> list[str]:
+    """The part of each parameter."""
+    return [_part(name) for name, _ in named_parameters]
 
 
 def _part(name: str) -> str:

@@ -59,16 +59,17 @@ def save_patch_pca(
     grids: Sequence[tuple[int, int]],
     *,
     held_out: bool = True,
+    patch_size: int = PATCH_SIZE,
 ) -> None:
     """Write slices (rows), each beside its patch features as colours: one set of components for all rows.
 
     slices: (Y, X) gray in [0, 1] each; patch_features: (h * w, d) each, row by row; grids: (h, w) each, where
-    h = ceil(Y / PATCH_SIZE): what the network padded at the lower and right edge is shown black. held_out: whether the
+    h = ceil(Y / patch_size): what the network padded at the lower and right edge is shown black. held_out: whether the
     run never trains on these slices, which the picture says. Writes `path` (PNG) atomically, making its folder.
     ValueError where the shapes do not fit each other.
     """
     for gray, features, (height, width) in zip(slices, patch_features, grids, strict=True):
-        needed = (-(-gray.shape[0] // PATCH_SIZE), -(-gray.shape[1] // PATCH_SIZE))
+        needed = (-(-gray.shape[0] // patch_size), -(-gray.shape[1] // patch_size))
         fits = (height, width) == needed and features.ndim == 2 and len(features) == height * width
         _need(fits, "slice, patch features and grid", (gray.shape, features.shape, (height, width)), f"a grid {needed}")
     _need(len(slices) > 0, "slices", 0, "at least one")
@@ -77,7 +78,7 @@ def save_patch_pca(
     )
     tiles = []
     for gray, colour, (height, width) in zip(slices, colours, grids, strict=True):
-        padded = np.zeros((height * PATCH_SIZE, width * PATCH_SIZE), np.float32)
+        padded = np.zeros((height * patch_size, width * patch_size), np.float32)
         padded[: gray.shape[0], : gray.shape[1]] = gray
         tiles.append([padded, colour.reshape(height, width, 3)])
     names = ["held-out slice" if held_out else "training slice", "its patch features"]

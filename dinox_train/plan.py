@@ -16,10 +16,19 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dinox_model import ViTConfig
+from dinox_model import VisionTransformer, ViTConfig
 from dinox_model.flops import FlopsRow, TrainingFlops, training_flops
 from dinox_model.heads.prototype import PrototypeHead, PrototypeHeadConfig
-from dinox_model.memory_plan import GRADIENTS, OPTIMIZER, TEACHER, WEIGHTS, WORKING_WEIGHTS, plan_pass, plan_training
+from dinox_model.memory_plan import (
+    GRADIENTS,
+    GRAM_TEACHER,
+    OPTIMIZER,
+    TEACHER,
+    WEIGHTS,
+    WORKING_WEIGHTS,
+    plan_pass,
+    plan_training,
+)
 from dinox_model.storage_meter import StorageMeter
 from dinox_model.workload import Workload
 from dinox_train.config import Config
@@ -153,14 +162,27 @@ def memory_of(config: Config, vit: ViTConfig, objective: Objective) -> dict[str,
     logits += whole.masked_patches * (whole.ibot_head.prototypes if whole.ibot_head else 0)
     items["teacher's logits, whole update"] = logits * (4 if precision == "fp32" else 2)
     items["windows, int16"] = 2 * workload.images * config.data.depth * SLICE_SIDE**2
-    gram = gram_of(objective)
-    if gram is not None and workload.gram_size is not None:
-        items["views of the Gram teacher"] = pixels * whole.global_views * workload.gram_size**2
-        # Its pass comes while the student's activations are kept.
-        seen = plan_pass(vit, workload.gram_views, workload.gram_size, precision=precision)
-        items["Gram teacher's pass"] = seen.peak - seen.items[WEIGHTS]
-        items["Gram loss"] = _gram_loss_bytes(gram, workload.gram_views, _compared(gram, config, vit), vit.width)
+    items |= gram_memory_of(config, vit, objective)
     return {name: size for name, size in items.items() if size}
+
+
+def gram_memory_of(config: Config, vit: ViTConfig, objective: Objective) -> dict[str, int]:
+    """Bytes by item that Gram anchoring adds to an update, those of `memory_of`; empty where it is off."""
+    gram, train = gram_of(objective), config.train
+    workload = workload_of(config, vit, objective, train.batch_size // train.accumulation)
+    if gram is None or workload.gram_size is None:
+        return {}
+    with torch.device("meta"):
+        weights = sum(parameter.nbytes for parameter in VisionTransformer(vit).parameters())
+    # Its pass comes while the student's activations are kept.
+    seen = plan_pass(vit, workload.gram_views, workload.gram_size, precision=config.precision)
+    num_views = NUM_GLOBAL * train.batch_size
+    return {
+        GRAM_TEACHER: weights,
+        "views of the Gram teacher": 4 * vit.in_channels * num_views * workload.gram_size**2,
+        "Gram teacher's pass": seen.peak - seen.items[WEIGHTS],
+        "Gram loss": _gram_loss_bytes(gram, workload.gram_views, _compared(gram, config, vit), vit.width),
+    }
 
 
 def heads_of(objective: Objective, vit: ViTConfig) -> nn.ModuleDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import psutil
@@ -18,6 +19,7 @@ from dinox_train.plan import (
     GRAM_PASS,
     StagePlan,
     flops_of,
+    gram_memory_of,
     gram_of,
     heads_of,
     memory_of,
@@ -91,6 +93,17 @@ def _stage_lines(config: Config, vit: ViTConfig, plan: StagePlan, *, alone: bool
         f"{execution.checkpointing}, MiB:",
         *(f"  {name:<34}{size / 2**20:>12,.1f}" for name, size in plan.memory.items()),
         f"  {'peak':<34}{plan.peak / 2**20:>12,.1f}",
+        *_gram_line(plan, gram_memory_of(there, vit, objective)),
+    ]
+
+
+def _gram_line(plan: StagePlan, memory: Mapping[str, int]) -> list[str]:
+    if not memory:
+        return []
+    size = sum(memory.values())
+    return [
+        f"Gram anchoring: {plan.gram_flops / plan.flops.total:.1%} of the operations, and {size / 2**20:,.1f} MiB, "
+        f"{size / plan.peak:.1%} of the peak, in {plan.gram_updates:,} of {plan.updates:,} updates"
     ]
 
 
@@ -115,10 +128,11 @@ def costs_in_words(learner: Learner) -> list[str]:
     if gram is not None:
         flops = flops_of(stage.config, learner.vit, objective)
         passes, loss = (flops.of(step=step) / flops.total for step in (GRAM_PASS, GRAM_LOSS))
+        memory = sum(gram_memory_of(stage.config, learner.vit, objective).values())
         lines.append(
             f"Gram anchoring, from update {max(gram.start + 1, stage.first)}: {passes + loss:.1%} of an update's "
-            f"operations, its teacher's pass {passes:.1%} and the loss {loss:.1%}; see objective.gram.size, views and "
-            "max_patches"
+            f"operations, its teacher's pass {passes:.1%} and the loss {loss:.1%}, and {memory / 2**20:,.1f} MiB; see "
+            "objective.gram.size, views and max_patches"
         )
     return lines
 

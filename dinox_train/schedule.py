@@ -16,9 +16,10 @@ def learning_rate(index: int, total: int, *, peak: float, final: float, warmup: 
     """Linear rise over `warmup` updates, then from `peak` to `final` by half a cosine or a straight line, or constant.
 
     Update `warmup` - 1 is the first at the peak, update `total` - 1 is at `final` (constant: at the peak still). The
-    first update is not 0 but a `warmup`-th of the peak: an update that changes nothing would be wasted. A warm-up
-    longer than the schedule is cut to it: the last update is then the first at the peak. Raises ValueError for another
-    shape.
+    first update is not 0 but a `warmup`-th of the peak: an update that changes nothing would be wasted. Where the
+    warm-up leaves one update, that one is at the peak as well, and only what comes beyond the schedule at `final`. A
+    warm-up as long as the schedule or longer, cut to it, leaves none: then the rate stays at the peak. Raises
+    ValueError for another shape.
     """
     _check(index, total)
     if shape not in SHAPES:

@@ -17,8 +17,9 @@ from torch import Tensor
 from dinox_train import health
 from dinox_train.network import Networks
 from dinox_train.objectives.objective import Objective, Values
-from dinox_train.optimizer import clip_gradients
+from dinox_train.optimizer import UpdatesInOnePass, clip_gradients
 from dinox_train.platform import autocast
+from dinox_train.stage_timers import Timed, untimed
 from dinox_train.teacher import update_teacher
 from dinox_train.view_batch import ViewBatch
 
@@ -70,18 +71,19 @@ def train_step(
     *,
     values: Values,
     teacher_momentum: float,
+    timed: Timed = untimed,
 ) -> StepResult:
     """Do one update over `micro_batches`, together one global batch.
 
     state: the objective's, changed in place. Learning rates stand in the optimizer's groups; values: the objective's
-    numbers of this update.
+    numbers of this update. timed: told of each stage.
     """
     student, teacher = networks.student_weights, networks.teacher_weights
     device = micro_batches[0].global_views.device
     total_images = sum(batch.num_images for batch in micro_batches)
 
     # --- teachers: every micro-batch, then the whole batch's targets at once; what ties images together
-    with torch.no_grad(), autocast(device, settings.precision):
+    with torch.no_grad(), autocast(device, settings.precision), timed("teacher"):
         observed = [objective.observe(networks, batch, values) for batch in micro_batches]
         aim = objective.aim(observed, values, state)
         del observed  # logits that only the targets are made of
@@ -91,23 +93,32 @@ def train_step(
     student.zero_gradients()
     terms: dict[str, Tensor] = {}
     for batch, batch_targets in zip(micro_batches, targets, strict=True):
-        with autocast(device, settings.precision):
+        with autocast(device, settings.precision), timed("student"):
             losses = objective.losses(networks, batch, batch_targets, values, total_images=total_images)
-        weighted_sum(losses, values).backward()
-        student.gather_gradients()
+        with timed("backward"):
+            weighted_sum(losses, values).backward()
+            student.gather_gradients()
         terms = {name: terms.get(name, 0.0) + part.detach() for name, part in losses.items()}
     loss = weighted_sum(terms, values)
 
     # --- update, masked as a whole where loss or gradient is not finite
-    gradient = clip_gradients(student.named, settings.clip_norm, by_part=settings.clip_by_part)
-    applied = (torch.isfinite(loss) & torch.isfinite(gradient.norm)).float()
-    optimizer.found_inf = 1.0 - applied  # type: ignore[attr-defined] # the fused optimizer's own mask
-    optimizer.step()
-    update_teacher(teacher.buffer, student.buffer, teacher_momentum, applied)
-    for weights in (student, teacher):
-        weights.refresh()
-    for name, kept in state.items():
-        kept.copy_(torch.where(applied > 0, aim.state[name], kept))
+    one_pass = optimizer if isinstance(optimizer, UpdatesInOnePass) else None
+    with timed("optimizer"):
+        if one_pass is not None:
+            gradient = one_pass.clip(settings.clip_norm, by_part=settings.clip_by_part)
+        else:
+            gradient = clip_gradients(student.named, settings.clip_norm, by_part=settings.clip_by_part)
+        applied = (torch.isfinite(loss) & torch.isfinite(gradient.norm)).float()
+        if one_pass is not None:
+            one_pass.update(teacher_momentum, applied)
+        else:
+            optimizer.found_inf = 1.0 - applied  # type: ignore[attr-defined] # the fused optimizer's own mask
+            optimizer.step()
+            update_teacher(teacher.buffer, student.buffer, teacher_momentum, applied)
+            for weights in (student, teacher):
+                weights.refresh()
+        for name, kept in state.items():
+            kept.copy_(torch.where(applied > 0, aim.state[name], kept))
 
     figures = dict(aim.figures)
     if aim.features is not None:

@@ -8,30 +8,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import psutil
 import torch
 from rich.progress import Progress
 
 from dinox_io import Batch, Loader, LoaderError, LoaderStalled, ShardError
-from dinox_train.checkpoint import Checkpoint, rotate, save_checkpoint
+from dinox_train.checkpoint import Checkpoint
+from dinox_train.clipping import ClippingCount
 from dinox_train.config import ConfigError
 from dinox_train.data import Dataset
+from dinox_train.drawn import Drawn
 from dinox_train.evaluate import Evaluator
 from dinox_train.feed import Feed
 from dinox_train.learner import Learner, Values
-from dinox_train.metrics import LineFile
+from dinox_train.loss_spikes import LossSpikes
+from dinox_train.memory_trend import MemoryTrend, host_memory_bytes
+from dinox_train.metrics import VERSION, LineFile
 from dinox_train.micro_batch import GlobalBatch
 from dinox_train.pictures import save_views_picture
 from dinox_train.plan_report import costs_in_words
 from dinox_train.platform import assert_precision
+from dinox_train.profile import Profiler
 from dinox_train.report import verdict_in_words, write_report
 from dinox_train.run import RunFolder, StopSignals, log
+from dinox_train.saver import Saver
 from dinox_train.slice_labels import SliceLabels
+from dinox_train.stage_timers import Stages, StageTimers
 from dinox_train.step import StepResult
+from dinox_train.update_line import LOADER_SUMS, in_words, memory_bytes
+from dinox_train.utilisation import Utilisation
 from dinox_train.view_batch import ViewBatch
 from dinox_train.views import ViewPlan
 
@@ -44,25 +51,6 @@ _ENDINGS = {
 }
 
 
-LOADER_SUMS = (
-    *("read_bytes", "decoded_bytes", "cached_bytes", "copied_bytes"),
-    *("read_s", "decode_s", "unfilter_s", "decoded_again"),
-)
-"""Of the loader's counters, those whose growth in an update stands in its line."""
-
-
-@dataclass
-class Drawn:
-    """The views of one global batch, and which windows they come from (an array for each micro-batch)."""
-
-    micro_batches: list[ViewBatch] = field(default_factory=list)
-    sets: list[np.ndarray] = field(default_factory=list)
-    volumes: list[np.ndarray] = field(default_factory=list)
-    centers: list[np.ndarray] = field(default_factory=list)
-    epoch: int = 2**63
-    """That of the window which has been seen least often."""
-
-
 @dataclass
 class Pending:
     """An update whose figures are still on the device."""
@@ -70,20 +58,31 @@ class Pending:
     line: dict[str, Any]
     result: StepResult
     drawn: Drawn
+    stages: Stages
 
 
 class Trainer:
     """One process's part in a run, from the first update it does to the last."""
 
-    def __init__(self, learner: Learner, dataset: Dataset, folder: RunFolder, device: torch.device) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        dataset: Dataset,
+        folder: RunFolder,
+        device: torch.device,
+        peak_tflops: float | None = None,
+    ) -> None:
         self.learner, self.dataset, self.folder, self.device = learner, dataset, folder, device
         self.config = learner.config
         self.labels = self._slice_labels()
         self.evaluator = Evaluator(dataset, learner, device, self.labels)
-        self.feed = Feed(device)
+        self.feed = Feed(device, learner.kernels.unfilter)
+        self.timers, self.memory, self.utilisation = StageTimers(device), MemoryTrend(), Utilisation(peak_tflops)
+        self.profiler = Profiler(folder.path / "profile", self.config.profile.at, self.timers, device)
         self.update = 0
-        self.saved: int | None = None
+        self.saver = Saver(folder.checkpoints, device, self.config.checkpoint)
         self.masked_in_a_row = 0
+        self.clipping, self.spikes = ClippingCount(), LossSpikes()
         self.pending: Pending | None = None
         self.precision_seen = False
 
@@ -97,20 +96,22 @@ class Trainer:
         """Be where the checkpoint was."""
         self.learner.restore(checkpoint)
         self.masked_in_a_row = checkpoint.state["masked_in_a_row"]
-        self.update = self.saved = checkpoint.update
+        self.clipping.restore(checkpoint.state.get("clipping"))
+        self.spikes.restore(checkpoint.state.get("spikes"))
+        self.update = self.saver.saved = checkpoint.update
 
     def train(self, stop: StopSignals, progress: Progress | None) -> int:
         """Train to `train.updates`, a signal or a health stop; return the exit code. All end with a checkpoint."""
         self.metrics = LineFile(self.folder.metrics, self.update)
         self.events = LineFile(self.folder.events, self.update)
         try:
-            self._event("started" if self.saved is None else "resumed", f"at update {self.update}")
+            self._event("started" if self.saver.saved is None else "resumed", f"at update {self.update}")
             log.info("windows reach the device from %s", self.feed.describe())
             try:
                 code = self._stages(stop, progress)
             except (ShardError, LoaderError) as error:
                 # What was learnt so far is sound: keep it, then say what is damaged or hangs.
-                log.error("%s", error)
+                self._event("stopped", self.dataset.ways_on(error) if isinstance(error, ShardError) else str(error))
                 code = EXIT_STALLED if isinstance(error, LoaderStalled) else EXIT_ERROR
             self.save()
             self._event("ended", _ENDINGS.get(code, f"by signal {stop.received}") + f" after update {self.update}")
@@ -121,35 +122,52 @@ class Trainer:
             self._event("stopped", f"by an error: {error}")
             raise
         finally:
+            self.saver.close()
             self.metrics.close()
             self.events.close()
 
     def save(self) -> None:
         """Write a checkpoint of this moment, unless it is there already. Raises OSError (a full disk, say)."""
+        self._hear_of_save(wait=True)
+        if self.saver.saved != self.update:
+            self._begin_save()
+            failed = self.saver.heard(wait=True)
+            if failed:
+                raise OSError(failed)
+
+    def _begin_save(self) -> None:
+        """Have a checkpoint of this moment written while training goes on."""
         self._flush()
-        if self.saved == self.update:
-            return
-        # Lines first: what the checkpoint says was done must not be missing from them after a power loss.
-        self.metrics.sync()
-        self.events.sync()
+        self._hear_of_save(wait=True)
         state = {
             "update": self.update,
             "position": self.update,
             "masked_in_a_row": self.masked_in_a_row,
+            "clipping": self.clipping.state(),
+            "spikes": self.spikes.state(),
             "config": self.learner.run_config.model_dump(mode="json"),
             "shards": self.dataset.began,
         }
         with self.learner.networks.teacher_weights.in_network():
-            save_checkpoint(
-                self.folder.checkpoints,
+            self.saver.begin(
                 self.update,
                 teacher=self.learner.teacher.backbone,
                 tensors=self.learner.tensors(),
                 state=state,
+                before=self._sync_lines,
             )
-        self.saved = self.update
-        keep = self.config.checkpoint
-        rotate(self.folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
+
+    def _sync_lines(self) -> None:
+        """What a checkpoint says was done must not be missing from the lines after a power loss."""
+        self.metrics.sync()
+        self.events.sync()
+
+    def _hear_of_save(self, *, wait: bool = False) -> None:
+        """Tell it where the last checkpoint failed. Raises CheckpointError where too many did."""
+        failed = self.saver.heard(wait=wait)
+        if failed:
+            self._event("not saved", failed)
+            log.error("%s; earlier checkpoints are intact, training goes on", failed)
 
     def _stages(self, stop: StopSignals, progress: Progress | None) -> int:
         """One stage after the other, each with a loader of its own; the windows go on where they are."""
@@ -157,6 +175,7 @@ class Trainer:
         while code is None:
             self.learner.enter(self.update + 1)
             self.config = self.learner.config
+            self.utilisation.enter(self.learner)
             if len(self.learner.stages) > 1:
                 self._event("stage", f"{self.learner.stage.number} begins or goes on with update {self.update + 1}")
             for line in costs_in_words(self.learner):
@@ -174,11 +193,12 @@ class Trainer:
         while self.update < last:
             if stop.received is not None:
                 return stop.exit_code
-            # --- the next global batch: wait, move, make views
-            wait_s, drawn = self._draw(batches)
+            with self.profiler.around(self.update + 1):
+                # --- the next global batch: wait, move, make views
+                wait_s, drawn = self._draw(batches)
 
-            # --- one optimizer update; the figures of the one before are on the host by now
-            result, values = self._step(drawn)
+                # --- one optimizer update; the figures of the one before are on the host by now
+                result, values = self._step(drawn)
             self._flush()
 
             # --- its line
@@ -188,7 +208,7 @@ class Trainer:
             line = self._line(drawn, values.line(), wait_s, seconds)
             line |= {name: counters[name] - before[name] for name in LOADER_SUMS}
             line |= {"loader_threads": counters["active_threads"], "set_shares": loader.shares}
-            self.pending = Pending(line, result, drawn)
+            self.pending = Pending(line, result, drawn, self.timers.take())
 
             # --- around it
             evaluates = self.update % config.evaluate.every == 0 or self.update == total
@@ -197,8 +217,10 @@ class Trainer:
                 line |= self._evaluate()
             if self.device.type == "cpu" or evaluates or saves:
                 self._flush()
+            self._hear_of_save()
             if saves:
-                self._save_and_go_on()
+                with self.timers("save"):
+                    self._begin_save()
             if evaluates or saves:
                 write_report(self.folder.path)
                 mark = time.perf_counter()
@@ -222,6 +244,7 @@ class Trainer:
                 step_mm=data.step_mm,
                 every=data.every,
                 every_mm=data.every_mm,
+                limit=data.limit,
                 seed=self.config.seed,
                 mode=data.mode,
                 run_length=data.run_length,
@@ -234,6 +257,7 @@ class Trainer:
                 pool_bytes=data.pool_mib * 2**20,
                 cache_bytes=data.cache_mib * 2**20,
                 max_gbps=data.max_gbps,
+                filtered=self.feed.filtered,
                 slab=self.feed.allocate,
                 timeout_s=data.timeout_s,
             )
@@ -245,27 +269,26 @@ class Trainer:
         learner, wait_s, drawn, made = self.learner, 0.0, Drawn(), None
         for _ in range(self.config.train.accumulation):
             begin = time.perf_counter()
-            batch = next(batches)
+            with self.timers("wait"):
+                batch = next(batches)
             wait_s += time.perf_counter() - begin
             if made is None:
                 recipe = learner.recipe(self.config.train.batch_size)
                 made = GlobalBatch(recipe, batch.position, gram=learner.wants_gram_views(self.update + 1))
-            images = self.feed.to_device(batch)
+            with self.timers("transfer"):
+                images = self.feed.to_device(batch)
             labels = self.labels and self.labels.of(batch.set, batch.volume, batch.center)
-            views, plan = made.micro_batch(images, batch.rows, batch.sizes, batch.spacing_mm, labels)
+            with self.timers("views"):
+                views, plan = made.micro_batch(images, batch.rows, batch.sizes, batch.spacing_mm, labels)
             if self.update == 0 and not drawn.micro_batches:
                 self._picture_of(views, plan)
-            drawn.micro_batches.append(views)
-            drawn.sets.append(batch.set.copy())
-            drawn.volumes.append(batch.volume.copy())
-            drawn.centers.append(batch.center.copy())
-            drawn.epoch = min(drawn.epoch, int(batch.epoch.min()))
+            drawn.add(batch, views)
         return wait_s, drawn
 
     def _step(self, drawn: Drawn) -> tuple[StepResult, Values]:
         if not self.precision_seen:
             self._assert_precision(drawn.micro_batches[0])
-        return self.learner.step(drawn.micro_batches, self.update + 1)
+        return self.learner.step(drawn.micro_batches, self.update + 1, self.timers)
 
     def _assert_precision(self, views: ViewBatch) -> None:
         student, networks = self.learner.student, self.learner.networks
@@ -283,7 +306,9 @@ class Trainer:
         self.precision_seen = True
 
     def _line(self, drawn: Drawn, values: dict[str, float], wait_s: float, seconds: float) -> dict[str, Any]:
+        host_bytes, gram = host_memory_bytes(), values.get("weight_gram", 0.0) > 0
         return {
+            "version": VERSION,
             "update": self.update,
             "stage": self.learner.stage.number,
             "applied": True,
@@ -297,7 +322,10 @@ class Trainer:
             **values,
             "images_per_s": self.config.train.batch_size / seconds,
             "data_wait_fraction": min(wait_s / seconds, 1.0),
+            "model_flops_utilisation": self.utilisation.of(seconds, gram=gram),
             "memory_bytes": memory_bytes(self.device),
+            "host_memory_bytes": host_bytes,
+            "host_memory_trend": self.memory.add(self.update, host_bytes),
             "loss_val": None,
             "knn_z": None,
             "knn_label": None,
@@ -309,11 +337,17 @@ class Trainer:
             return
         pending, self.pending = self.pending, None
         line, figures = pending.line, pending.result.to_host()
-        line |= figures
+        line |= figures | {"stage_s": pending.stages.seconds()}
         line["applied"], line["clipped"] = figures["applied"] == 1.0, figures["clipped"] == 1.0
+        advice = self.clipping.add(line["update"], line["clipped"])
+        line["clipped_updates"] = self.clipping.total
         self.metrics.write(line)
+        if advice:
+            self._event("clipping", advice)
         if line["applied"]:
             self.masked_in_a_row = 0
+            if spike := self.spikes.add(line["update"], line["loss"]):
+                self._event("loss spike", spike)
         else:
             self.masked_in_a_row += 1
             self._keep_masked(line, pending.drawn)
@@ -322,20 +356,8 @@ class Trainer:
 
     def _keep_masked(self, line: dict[str, Any], drawn: Drawn) -> None:
         """Save which windows an update that was not applied saw, and their statistics."""
-        views = [batch.global_views for batch in drawn.micro_batches]
-        record = {
-            "update": line["update"],
-            "loss": str(line["loss"]),
-            "grad_norm": str(line["grad_norm"]),
-            "volumes": [
-                self.dataset.sources[number].shards.volumes[index].id
-                for parts in zip(drawn.sets, drawn.volumes, strict=True)
-                for number, index in zip(*parts, strict=True)
-            ],
-            "centers": [int(center) for part in drawn.centers for center in part],
-            "view_mean": [str(float(part.mean())) for part in views],
-            "view_min_max": [[str(float(part.min())), str(float(part.max()))] for part in views],
-        }
+        figures = {"update": line["update"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
+        record = figures | drawn.record(self.dataset)
         self.folder.write_json(f"masked_batches/update-{line['update']:08d}.json", record)
         self._event("masked", f"update {line['update']} had a non-finite loss or gradient and was not applied")
 
@@ -346,37 +368,10 @@ class Trainer:
             log.info("evaluation at update %d: loss_val %.4f, knn_z %s", self.update, found.loss_val, found.knn_z)
         return asdict(found)
 
-    def _save_and_go_on(self) -> None:
-        try:
-            self.save()
-        except OSError as error:
-            self._event("not saved", f"the checkpoint of update {self.update} failed: {error.strerror or error}")
-            log.error(
-                "checkpoint of update %d FAILED (%s); earlier ones are intact, training goes on", self.update, error
-            )
-
     def _picture_of(self, views: ViewBatch, plan: ViewPlan) -> None:
         preprocess = self.learner.preprocess
         save_views_picture(self.folder.pictures / "views.png", views, plan, preprocess.mean, preprocess.std)
 
     def _event(self, event: str, text: str) -> None:
-        self.events.write({"update": self.update, "event": event, "text": text})
+        self.events.write({"version": VERSION, "update": self.update, "event": event, "text": text})
         log.info("%s %s", event, text)
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Peak memory of the device's allocator, or this process's resident memory on CPU, bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
-
-
-def in_words(line: dict[str, Any], total: int) -> str:
-    """One line for people: waiting for data first, since that is what is usually wrong."""
-    loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
-    entropy = f"teacher entropy {line['teacher_entropy']:.2f}  " if "teacher_entropy" in line else ""
-    return (
-        f"update {line['update']}/{total}  data wait {line['data_wait_fraction']:.1%}  "
-        f"{line['images_per_s']:.1f} images/s  loss {loss}  grad norm {line['grad_norm']:.2f}  "
-        f"lr {line['lr']:.2e}  {entropy}memory {line['memory_bytes'] / 2**30:.1f} GiB"
-    )

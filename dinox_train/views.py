@@ -10,6 +10,9 @@ device: what it must do is decided from the plan, on the host.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +24,7 @@ from dinox_train.view_plan import SUBPIXEL, ViewPlan, ViewSettings, draw_views
 
 __all__ = [
     "SUBPIXEL",
+    "Crop",
     "ViewPlan",
     "ViewSettings",
     "draw_views",
@@ -28,6 +32,23 @@ __all__ = [
     "render_views",
     "render_whole_slices",
 ]
+
+
+class Crop(Protocol):
+    """Renders some views of all rows, view-major: float32 (len(views)*b, k, size, size); distorted: with the plan's
+    blur, noise and gamma. The torch of this file does, or `kernels/crop.py`, equal up to the rounding of float32."""
+
+    def __call__(
+        self,
+        images: Tensor,
+        plan: ViewPlan,
+        views: range,
+        size: int,
+        mean: float,
+        std: float,
+        *,
+        distorted: bool = True,
+    ) -> Tensor: ...
 
 
 @torch.no_grad()
@@ -39,26 +60,36 @@ def render_views(
     std: float,
     *,
     rows_at_once: int | None = None,
+    crop: Crop | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The views of `plan` as the network sees them: float32 on the images' device.
 
     images: int16 HU (b, k, Y, X), a slice smaller than (Y, X) in its upper left corner. Returns the global views
     (num_global*b, k, G, G) and the local ones (num_local*b, k, L, L), view-major: view 0 of all rows, then view 1 of
     all rows, and so on. A pixel averages HU, before the intensity window clamps them. mean, std: of windowed values.
-    rows_at_once: see `resample`. Raises TypeError for images that are not int16, ValueError for another shape.
+    crop: what renders them in the place of this file's torch, of which rows_at_once (see `resample`) is a matter.
+    Raises TypeError for images that are not int16, ValueError for another shape.
     """
     _check_hu(images)
+    render = crop or partial(_render, rows_at_once=rows_at_once)
     global_views = range(settings.num_global)
     local_views = range(settings.num_global, settings.num_views)
     return (
-        _render(images, plan, global_views, settings.global_size, mean, std, rows_at_once=rows_at_once),
-        _render(images, plan, local_views, settings.local_size, mean, std, rows_at_once=rows_at_once),
+        render(images, plan, global_views, settings.global_size, mean, std),
+        render(images, plan, local_views, settings.local_size, mean, std),
     )
 
 
 @torch.no_grad()
 def render_global_undistorted(
-    images: Tensor, plan: ViewPlan, side: int, mean: float, std: float, *, rows_at_once: int | None = None
+    images: Tensor,
+    plan: ViewPlan,
+    side: int,
+    mean: float,
+    std: float,
+    *,
+    rows_at_once: int | None = None,
+    crop: Crop | None = None,
 ) -> Tensor:
     """The boxes of the global views at another side, float32 (num_global*b, k, side, side): for a Gram teacher.
 
@@ -66,8 +97,8 @@ def render_global_undistorted(
     errors as there.
     """
     _check_hu(images)
-    views = range(plan.num_global)
-    return _render(images, plan, views, side, mean, std, distorted=False, rows_at_once=rows_at_once)
+    render = crop or partial(_render, rows_at_once=rows_at_once)
+    return render(images, plan, range(plan.num_global), side, mean, std, distorted=False)
 
 
 def _render(

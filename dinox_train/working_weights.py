@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 ALIGNMENT = 16
 """Elements: each parameter begins at a multiple of 64 bytes in the buffer, as vector instructions like it."""
-_COMPUTED_IN_FP32 = "backbone.scale."
-"""The part of a `Network` that leaves autocast: its linears need fp32 weights."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ class MasterWeights:
         for parameter, view in zip([*first, *rest], views, strict=True):
             view.copy_(parameter.detach())
             parameter.data = view
-        self._copies, views = _laid_out(first, torch.bfloat16)
+        self.copies, views = _laid_out(first, torch.bfloat16)
+        """bf16 (m,): all copies; element i is that of the buffer's element i."""
         self._copied = [
             _Place(module, name, master, nn.Parameter(view, requires_grad=master.requires_grad))
             for (module, name), master, view in zip(places, first, views, strict=True)
@@ -99,7 +98,7 @@ class MasterWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the masters into the copies; called whenever the masters have changed."""
-        self._copies.copy_(self.buffer[: len(self._copies)])
+        self.copies.copy_(self.buffer[: len(self.copies)])
 
     @contextmanager
     def in_network(self) -> Iterator[nn.Module]:
@@ -139,8 +138,8 @@ class MasterWeights:
         """
         return [
             (module, name)
-            for path, module in self.network.named_modules()
-            if isinstance(module, nn.Linear) and not path.startswith(_COMPUTED_IN_FP32)
+            for module in self.network.modules()
+            if isinstance(module, nn.Linear)
             for name, _ in module.named_parameters(recurse=False)
         ]
 

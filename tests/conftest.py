@@ -16,6 +16,7 @@ from types import FrameType
 import hypothesis
 import psutil
 import pytest
+import torch
 
 hypothesis.settings.register_profile(
     "dinox", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -30,6 +31,9 @@ if os.environ.get("DINOX_WITHOUT_EXTRAS"):
     WITHOUT_EXTRAS = REPOSITORY / "tests" / "without_extras"
     runpy.run_path(str(WITHOUT_EXTRAS / "sitecustomize.py"))  # here, and in every process that a test starts:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(WITHOUT_EXTRAS), os.environ.get("PYTHONPATH")]))
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported, whoever is first
 
 
 def _cut_off(_number: int, _frame: FrameType | None) -> None:
@@ -74,6 +78,14 @@ def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     with _within_faults_minutes(item):
         return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs measure of this machine is kept among the tests' files, not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DINOX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(scope="session")

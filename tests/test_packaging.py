@@ -61,7 +61,7 @@ def test_every_module_is_in_the_wheel_and_nothing_else(sources: Path, wheel: zip
         file.relative_to(sources).as_posix()
         for package in PACKAGES
         for file in (sources / package).rglob("*")
-        if file.suffix in {".py", ".typed"}
+        if file.suffix in {".py", ".typed", ".json"}
     }
     there = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert there - {EXTENSION} == here

@@ -16,17 +16,19 @@ from pathlib import Path
 
 from environment.installer import Pip, say
 from environment.machine import SetupError, requirements
-from setup_environment import EXTRAS, PROJECT, read_ready
+from setup_environment import EXTRAS, PROJECT, TRITON_OF_CPU, needs_triton, read_ready
 
 BUILD_TOOLS = ("pip", "setuptools", "wheel")
 
 
-def wanted_packages(project: Path) -> list[str]:
+def wanted_packages(project: Path, torch_version: str) -> list[str]:
     """Requirement lines of the project with the extras of `make setup`, torch apart, and of its build."""
     described = requirements(project)
     lines = list(described["dependencies"])
     for extra in EXTRAS:
         lines += described["optional-dependencies"][extra]
+    if needs_triton(torch_version, wheels=None):
+        lines.append(TRITON_OF_CPU)
     built_with = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
     return [line for line in lines if not line.startswith("torch>")] + built_with + list(BUILD_TOOLS)
 
@@ -68,7 +70,8 @@ def collect(pip: Pip, project: Path, output: Path) -> bool:
     has_torch = collect_torch(pip, temporary)
     say("what the project depends on")
     constraints = ["--constraint", str(pip.constraints)] if pip.constraints.exists() else []
-    pip.must("download", "--only-binary=:all:", "--dest", str(temporary), *constraints, *wanted_packages(project))
+    wanted = wanted_packages(project, importlib.metadata.version("torch"))
+    pip.must("download", "--only-binary=:all:", "--dest", str(temporary), *constraints, *wanted)
     shutil.rmtree(output, ignore_errors=True)
     temporary.rename(output)
     return has_torch

@@ -18,8 +18,9 @@ examples:
 
 MODEL is a folder that `dinox_model.save`, a run's checkpoints or `python -m dinox_model export` made (ours, Hugging
 Face's or Meta's), or the .pt2 file of an export. HU become its input as in training: by the folder's preprocess.json,
-which a .pt2 has inside. A .pt2 takes one size: that of the slices, rounded up to whole patches (export with --size 512
-for CT of 512 x 512).
+which a .pt2 has inside. It also says how far apart a window's slices were in training; --step and --step-mm are for
+networks that nobody knows this of, and are followed with a note where they differ. A .pt2 takes one size: that of the
+slices, rounded up to whole patches (export with --size 512 for CT of 512 x 512).
 
 DIR gets one file a volume, named by the volume's pseudonym: cls (windows, width) and patches (windows, patches, width)
 as float32, slice (from 0) and z_mm of each window's middle slice, grid (rows, columns of patches), and as metadata the
@@ -31,7 +32,8 @@ left out and why. Names stay in DIR/private: its sources.jsonl says which files 
 same pseudonyms again. With the --key-file that a set was packed with, they are that set's.
 
 exit code: 0 every volume has its features, or was skipped by rule; 3 some were rejected (they are listed);
-           1 none has any, or something is damaged or cannot be computed; 2 wrong usage; 130 interrupted
+           1 none has any, or something is damaged or cannot be computed; 2 wrong usage, or no MODEL, OUT
+           or INPUT of that name; 130 interrupted
 """
 
 
@@ -62,8 +64,10 @@ def _add_windows(command: argparse.ArgumentParser) -> None:
     group.add_argument("--split", choices=("train", "val", "test", "none"), help="volumes of this side (default: all)")
     group.add_argument("--every", metavar="N", type=_count, help="a window around every N-th slice (default: 1)")
     apart = group.add_mutually_exclusive_group()
-    apart.add_argument("--step", metavar="N", type=_count, help="slices of a window are N apart (default: 1)")
-    apart.add_argument("--step-mm", metavar="MM", type=float, help="or about MM millimetres; as in training")
+    apart.add_argument(
+        "--step", metavar="N", type=_count, help="slices of a window are N apart (default: as in training)"
+    )
+    apart.add_argument("--step-mm", metavar="MM", type=float, help="or about MM millimetres")
     group.add_argument("--batch-size", metavar="N", type=_count, help="windows at a time (default: 8)")
     group.add_argument("--parts", nargs="+", choices=("cls", "patches"), help="what is written (default: cls)")
     group.add_argument("--format", choices=("safetensors", "npz"), help="of the files (default: safetensors)")
@@ -137,6 +141,8 @@ def run_shards(given: argparse.Namespace) -> int:
     from dinox_io import open_shards
     from dinox_io.progress import ProgressReport
 
+    if "://" not in given.shards and not Path(given.shards).exists():
+        raise UsageError(f"{given.shards}: no such folder; --shards is what pack_shards made")
     if given.output.resolve().is_relative_to(Path(given.shards).resolve()):
         raise UsageError("--output lies in the set: features go elsewhere, a set holds nothing but what was packed")
     with open_shards(given.shards) as shards:
@@ -189,6 +195,8 @@ def opened(given: argparse.Namespace) -> "Network":
 
     from dinox_model.host_memory import keep_freed_memory
 
+    if not given.model.exists():
+        raise UsageError(f"{given.model}: no such file or folder; MODEL is a network's folder or a .pt2 file")
     network = open_network(given.model, given.device, given.dtype)
     if network.device == "cpu":
         keep_freed_memory()
@@ -205,6 +213,22 @@ def parts_of(given: argparse.Namespace, network: "Network") -> tuple[str, ...]:
     return parts
 
 
+def steps_of(given: argparse.Namespace, network: "Network") -> tuple[int, float | None]:
+    """How far apart a window's slices are, in slices or millimetres: as asked for, else as in training; it is said."""
+    trained = network.step, network.step_mm
+    asked = given.step, given.step_mm
+    if asked == (None, None):
+        print(f"slices of a window are {_apart(*trained)}" + (", as in training" if trained != (None, None) else ""))
+        return network.step or 1, network.step_mm
+    if asked != trained and trained != (None, None):
+        print(f"note: slices of a window are {_apart(*asked)} as you ask; in training they were {_apart(*trained)}")
+    return given.step or 1, given.step_mm
+
+
+def _apart(step: int | None, step_mm: float | None) -> str:
+    return f"{step_mm:g} mm apart" if step_mm is not None else f"{step or 1} apart"
+
+
 def begun(given: argparse.Namespace) -> "Writer":
     """The network opened, and DIR ready for its features."""
     from inference.encoding import Request, Writer
@@ -213,11 +237,12 @@ def begun(given: argparse.Namespace) -> "Writer":
     network = opened(given)
     if network.depth % 2 == 0:
         raise UsageError(f"windows have an odd number of slices, one in the middle; this network takes {network.depth}")
+    step, step_mm = steps_of(given, network)
     request = Request(
         parts=parts_of(given, network),
         every=given.every or 1,
-        step=given.step or 1,
-        step_mm=given.step_mm,
+        step=step,
+        step_mm=step_mm,
         batch_size=given.batch_size or 8,
         format=given.format or "safetensors",
     )

@@ -39,6 +39,8 @@ from environment.torch_builds import install_torch
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXTRAS = ("dicom", "nifti", "dev")
+# For CPU builds of torch, which bring none: the one that torch 2.13 is made with, and that docs/kernels_table.json was.
+TRITON_OF_CPU = "triton==3.7.1"
 # What must not move while torch does not: its compiler, whose name depends on the vendor, and what is built against it.
 PINNED_WITH_TORCH = (
     "torch",
@@ -227,8 +229,20 @@ def fill(pip: Pip, project: Path, folder: Path, torch_index: str | None, wheels:
         pip.constraints.unlink(missing_ok=True)
         install_torch(pip, project, torch_index, wheels)
     pin_torch(folder)
-    say(f"the project, with its extras {', '.join(EXTRAS)}")
-    pip.install("--editable", f"{project}[{','.join(EXTRAS)}]")
+    seen = probe_torch(folder)
+    kernels = seen is not None and needs_triton(seen.version, wheels)
+    extras = (*EXTRAS, "kernels") if kernels else EXTRAS
+    say(f"the project, with its extras {', '.join(extras)}")
+    pip.install("--editable", f"{project}[{','.join(extras)}]", *([TRITON_OF_CPU] if kernels else []))
+
+
+def needs_triton(torch_version: str, wheels: Path | None) -> bool:
+    """Whether Triton is ours to install: torch is a CPU build on Linux, and `wheels`, if that is all there is, has it.
+
+    A build for a GPU brings its own, by another name on ROCm: a second one would overwrite it.
+    """
+    is_cpu_build = torch_version.endswith("+cpu") and platform.system() == "Linux"
+    return is_cpu_build and (wheels is None or any(wheels.glob("triton-*.whl")))
 
 
 def leave_environment(folder: Path) -> None:

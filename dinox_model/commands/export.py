@@ -27,7 +27,7 @@ dinov3; dinox, a folder that dinox_model.load and a run's init_from read; pt2, o
 Python, compiled for one input size and for processors like this one (docs/export.md).
 FOLDER is any of them: what it is, its files tell.
 
-exit code: 0 written; 1 refused, with the tensors or options by name; 2 wrong usage
+exit code: 0 written; 1 refused, with the tensors or options by name; 2 wrong usage, or no FOLDER of that name
 """
 
 
@@ -70,6 +70,9 @@ def run(options: argparse.Namespace) -> int:
     package = {name: getattr(options, name) for name in ("size", "device", "dtype") if getattr(options, name)}
     if package and options.format != "pt2":
         options.usage_error(f"--{next(iter(package))} is for --format pt2")
+    if not options.folder.exists():
+        print(f"export: {options.folder}: no such file or folder", file=sys.stderr)
+        return 2
     try:
         if options.output.exists():  # said before minutes of reading
             raise ValueError(f"{options.output}: exists already; an export makes a new folder")

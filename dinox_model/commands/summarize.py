@@ -29,10 +29,11 @@ examples:
 A size is the side of an image in pixels, or HEIGHTxWIDTH. Training is a DINOv3 update of --batch images in one piece:
 two views of a size, eight local ones of 6 x 6 patches, DINO and iBOT heads of 65536 prototypes each, AdamW, a teacher.
 FLOPs are 2 for each multiplication with addition of a matrix product. Memory is planned, in eager execution; what
-kernels, allocator and runtime take for themselves comes on top. Training in pieces (train.accumulation) takes the
-memory of a piece.
+kernels, allocator and runtime take for themselves comes on top. Where memory is
+at its peak no gradient is there yet, unless training is in pieces (train.accumulation): that takes the memory of a
+piece, and the gradients of those before.
 
-exit code: 0 done; 1 the config or the weights are not whole; 2 wrong usage
+exit code: 0 done; 1 the config or the weights are not whole; 2 wrong usage, or nothing of that name
 """
 
 

@@ -24,7 +24,7 @@ examples:
 Of weights: every file is there and is the one that was written (sha256, for our folders), every tensor belongs to the
 network and is finite, and the network makes finite features. Of a config: its values make a network that runs.
 
-exit code: 0 whole; 1 something is wrong, with the file or the tensors by name; 2 wrong usage
+exit code: 0 whole; 1 something is wrong, with the file or the tensors by name; 2 wrong usage, or nothing of that name
 """
 
 
@@ -92,9 +92,13 @@ def run_once(model: VisionTransformer) -> ViTFeatures:
     """The features of one smallest image of unit noise, of 2 x 2 patches."""
     config = model.config
     side, device = 2 * config.patch_size, model.mask_token.device
-    x = torch.randn(1, config.in_channels, side, side, generator=torch.Generator().manual_seed(0), device="cpu")
+    shape = (1, config.in_channels, side, side)
+    if device.type == "meta":
+        x = torch.empty(shape, device=device)
+    else:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     mm_per_pixel = torch.ones(1, 2, device=device) if config.uses_mm_per_pixel else None
-    return model(x.to(device), mm_per_pixel=mm_per_pixel)
+    return model(x, mm_per_pixel=mm_per_pixel)
 
 
 def parts_of(features: ViTFeatures) -> dict[str, Tensor]:

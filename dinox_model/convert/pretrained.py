@@ -98,7 +98,7 @@ def _with_channels(model: VisionTransformer, wanted: int | None) -> tuple[Vision
     weights["patch_embed.weight"] = adapt_channels(weights["patch_embed.weight"], old, wanted)
     wider = empty_network(dataclasses.replace(model.config, in_channels=wanted))
     wider.load_state_dict(weights)
-    wider.preprocess = model.preprocess
+    wider.preprocess = dataclasses.replace(model.preprocess, depth=None)
     return wider.eval(), {"patch_embed.weight": f"{old} channels to {wanted} slices"}
 
 
@@ -212,7 +212,7 @@ class _Reading:
     def _preprocess(self) -> tuple[Any, list[str]]:
         file = self.source.path / PREPROCESS
         if self.source.path.is_dir() and file.is_file():
-            return read_preprocess(file), []
+            return read_preprocess(file, self.config.in_channels), []
         preprocess = self.format.preprocess()
         numbers = f"mean {preprocess.mean:g}, std {preprocess.std:g}"
         return preprocess, [f"no {PREPROCESS} beside the weights: {numbers} (ImageNet's, averaged over colours)"]

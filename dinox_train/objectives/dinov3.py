@@ -26,13 +26,10 @@ from dinox_model.vit import ViTFeatures
 from dinox_train import health
 from dinox_train.masking import MaskSettings
 from dinox_train.network import Network, Networks
-from dinox_train.objectives.centering import centred_targets, updated_centre
-from dinox_train.objectives.dino import dino_loss
+from dinox_train.objectives.comparison import Comparison
 from dinox_train.objectives.gram import gram_loss, resize_features, take_patches
-from dinox_train.objectives.ibot import ibot_loss
 from dinox_train.objectives.koleo import koleo_gradient, koleo_loss
 from dinox_train.objectives.objective import Aim, Losses, Needs, Values
-from dinox_train.objectives.sinkhorn import balanced_targets, prototype_potential
 from dinox_train.schedule import linear_ramp
 from dinox_train.view_batch import NUM_GLOBAL, ViewBatch, all_rows
 
@@ -164,8 +161,10 @@ class DINOv3:
 
     terms = ("dino", "ibot", "koleo", "gram")
 
-    def __init__(self, settings: DINOv3Settings) -> None:
+    def __init__(self, settings: DINOv3Settings, *, fused: bool = False) -> None:
+        """fused: Sinkhorn and cross-entropies by kernels (comparison.py); the same numbers, to fp32 rounding."""
         self.settings = settings
+        self._comparison = Comparison(settings, fused=fused)
         self._patch_head = "ibot" if settings.ibot.head == "separate" else "dino"
 
     @property
@@ -224,36 +223,15 @@ class DINOv3:
         logits = {"dino": [part.cls_logits for part in observed]}
         if values["weight_ibot"]:
             logits["ibot"] = [part.patch_logits for part in observed if part.patch_logits is not None]
-        balance, new_state = self._balance(logits, values, state)
+        balance, new_state = self._comparison.balance(logits, values, state)
         targets = [Target(part, balance) for part in observed]
-        cls_targets = torch.cat([self._targets(part.cls_logits, balance["dino"], values) for part in observed])
+        make = self._comparison.targets
+        cls_targets = torch.cat([make(part.cls_logits, balance["dino"], values) for part in observed])
         figures = {
             "teacher_entropy": health.teacher_entropy(cls_targets),
             "prototype_use": health.prototype_use(cls_targets),
         }
         return Aim(targets, figures, torch.cat([part.features for part in observed]), new_state)
-
-    def _balance(
-        self, logits: Mapping[str, Sequence[Tensor]], values: Values, state: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """A vector for each head, of the batch as a whole, and the state after this update."""
-        own = self.settings
-        if own.balance == "sinkhorn":
-            temperature = values["teacher_temperature"]
-            found = {
-                name: prototype_potential(parts, temperature, own.sinkhorn_iterations) for name, parts in logits.items()
-            }
-            return found, {}
-        centres = {name: state[f"{name}_centre"].clone() for name in logits}
-        after = {
-            f"{name}_centre": updated_centre(centre, logits[name], own.centre_momentum)
-            for name, centre in centres.items()
-        }
-        return centres, dict(state) | after
-
-    def _targets(self, logits: Tensor, balance: Tensor, values: Values) -> Tensor:
-        make = balanced_targets if self.settings.balance == "sinkhorn" else centred_targets
-        return make(logits, balance, values["teacher_temperature"])
 
     def couple(
         self, networks: Networks, batches: Sequence[ViewBatch], targets: Sequence[Target], values: Values
@@ -285,12 +263,13 @@ class DINOv3:
         if values["weight_ibot"]:
             assert batch.masked is not None
             assert targets.observed.patch_logits is not None
-            losses["ibot"] = ibot_loss(
+            losses["ibot"] = self._comparison.ibot(
                 student.heads[self._patch_head](_masked_patches(seen.patches, batch)),
-                self._targets(targets.observed.patch_logits, targets.balance["ibot"], values),
+                targets.observed.patch_logits,
                 batch.masked.weights,
-                student_temperature=own.student_temperature,
-                total_crops=NUM_GLOBAL * total_images,
+                targets.balance["ibot"],
+                values,
+                total_images=total_images,
             )
         if values["weight_koleo"]:
             losses["koleo"] = self._koleo(_cls(seen), targets, total_images)
@@ -322,15 +301,13 @@ class DINOv3:
                 batch.local_views, draws=batch.local_draws, mm_per_pixel=batch.local_mm, local_crops=True
             )
             cls.append(_cls(local))
-        logits = student.heads["dino"](torch.cat(cls))
-        return dino_loss(
-            logits,
-            self._targets(targets.observed.cls_logits, targets.balance["dino"], values),
-            num_student_views=logits.shape[0] // batch.num_images,
-            num_teacher_views=NUM_GLOBAL,
-            student_temperature=self.settings.student_temperature,
+        return self._comparison.dino(
+            student.heads["dino"](torch.cat(cls)),
+            targets.observed.cls_logits,
+            targets.balance["dino"],
+            values,
             local_weight=self.settings.dino.local_weight,
-            total_rows=total_images,
+            total_images=total_images,
         )
 
     def _koleo(self, cls: Tensor, targets: Target, total_images: int) -> Tensor:

@@ -49,8 +49,9 @@ def gram_loss(
     student_patches, teacher_patches: (c, n, d), on one grid (`resize_features`), of any length; d may differ, but for
     `negatives="keep"` not. tokens: bool (c, n), the patches that count; a crop's mean is over pairs of them, a crop
     without any adds 0. It saves no time: to bound the cost take a subset first (`take_patches`). total_crops: what the
-    sum over crops is divided by, default c; the crops of the whole update that have tokens, and then the losses of its
-    micro-batches, and their gradients, add up to the update's. Raises ValueError for shapes that do not fit.
+    sum over crops is divided by, default c; given the crops of the whole update, the losses of its micro-batches, and
+    their gradients, add up to the update's. Crops without tokens count too: of masked patches only, where half of the
+    crops have any, the loss is half their mean, as iBOT's is. Raises ValueError for shapes that do not fit.
     """
     _check(student_patches, teacher_patches, negatives, tokens)
     with without_autocast(student_patches):

@@ -6,6 +6,7 @@ Invariant: a section is immutable, strict about types, and closed to unknown key
 from dinox_train.sections.data import DataSection as DataSection
 from dinox_train.sections.data import WeightedShards as WeightedShards
 from dinox_train.sections.execution import ExecutionSection as ExecutionSection
+from dinox_train.sections.kernels import KernelsSection as KernelsSection
 from dinox_train.sections.model import ModelSection as ModelSection
 from dinox_train.sections.objective import ClassificationSection as ClassificationSection
 from dinox_train.sections.objective import DINOSection as DINOSection
@@ -17,6 +18,8 @@ from dinox_train.sections.objective import ObjectiveSection as ObjectiveSection
 from dinox_train.sections.optimizer import OptimizerSection as OptimizerSection
 from dinox_train.sections.optimizer import ScheduleSection as ScheduleSection
 from dinox_train.sections.optimizer import TeacherSection as TeacherSection
+from dinox_train.sections.profile import ProfileSection as ProfileSection
+from dinox_train.sections.rehearsal import RehearsalSection as RehearsalSection
 from dinox_train.sections.run import CheckpointSection as CheckpointSection
 from dinox_train.sections.run import EvaluateSection as EvaluateSection
 from dinox_train.sections.run import HealthSection as HealthSection

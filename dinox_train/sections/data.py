@@ -32,6 +32,9 @@ class DataSection(Section):
     """Draw only every so many-th slice of a volume as the middle of a window; its neighbours stay true."""
     every_mm: Annotated[float, Field(gt=0)] | None = None
     """The same in mm, in the place of `every`."""
+    limit: Positive | None = None
+    """Draw only from so many windows of the training side, chosen by the seed (of several sets by their weights), with
+    their true neighbours; null, or more than there are: from all."""
     inflation: Positive = 1
     """How often an epoch holds each window, for small sets: only the counting of epochs changes."""
     mode: Literal["runs", "random"] = "runs"

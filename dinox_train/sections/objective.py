@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dinox_train.sections.section import Fraction, Positive, Range, Section
+from dinox_train.sections.section import Fraction, Length, Positive, Range, Section, Side
 
 
 class DINOSection(Section):
@@ -21,7 +21,7 @@ class IBOTSection(Section):
     """Of the iBOT term; 0: off, and nothing is masked."""
     head: Literal["separate", "shared"] = "separate"
     """A head of its own for patches, or the DINO term's."""
-    prototypes: Positive | None = None
+    prototypes: Length | None = None
     """Of the separate head; null: as many as the DINO head's."""
     masked_crops: Fraction = 0.5
     """Share of the global views that have masked patches."""
@@ -49,7 +49,7 @@ class GramSection(Section):
     """After so many further updates the Gram teacher is the teacher of that moment; null: never."""
     max_refreshes: Annotated[int, Field(ge=0)] = 3
     """How often."""
-    size: Positive | None = None
+    size: Side | None = None
     """Side of what the Gram teacher sees, pixels, a multiple of the patch size; null: that of the global views. DINOv3:
     twice that, which takes about half of the step's time."""
     negatives: Literal["keep", "clamp_both", "clamp_teacher"] = "keep"
@@ -86,12 +86,12 @@ class ClassificationSection(Section):
 class ObjectiveSection(Section):
     name: Literal["dinov3", "mae", "classification"] = "dinov3"
     """What is learnt: dinov3, without labels; mae, masked pixels; classification, which slices bear a mark."""
-    prototypes: Positive | None = None
+    prototypes: Length | None = None
     """Classes that teacher and student sort views into; null: as many as fit the batch. A Sinkhorn needs samples for
     each."""
-    head_hidden: Positive = 2048
+    head_hidden: Length = 2048
     """Width of the two hidden layers of the head."""
-    head_bottleneck: Positive = 256
+    head_bottleneck: Length = 256
     """Features between the hidden layers and the prototypes."""
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
     """Divides the student's logits."""

@@ -57,6 +57,8 @@ class CheckpointSection(Section):
     """Newest checkpoints that stay; the newest is never deleted."""
     keep_every: Positive | None = None
     """Checkpoints of every so many updates stay for ever; null: none."""
+    max_failures: Positive = 5
+    """So many in a row that could not be written (a full disk, say) stop the run; fewer are told, and it goes on."""
 
 
 class EvaluateSection(Section):

@@ -6,7 +6,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Side = Annotated[int, Field(gt=0, le=2**14)]
+"""Pixels: up to here positions are exact to 1/1024 of one in fp32."""
+Length = Annotated[int, Field(gt=0, le=2**24)]
+"""Of an axis of a matrix, as dinox_model takes them."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Range = tuple[float, float]
 

@@ -6,16 +6,16 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dinox_train.sections.section import Fraction, Positive, Range, Section
+from dinox_train.sections.section import Fraction, Range, Section, Side
 from dinox_train.view_plan import ViewSettings
 
 
 class ViewsSection(Section):
-    global_size: Positive = 224
+    global_size: Side = 224
     """Side of a global crop, pixels, a multiple of the network's patch size."""
-    local_size: Positive = 96
+    local_size: Side = 96
     """Side of a local crop, pixels, a multiple of the network's patch size."""
-    num_local: Annotated[int, Field(ge=0)] = 8
+    num_local: Annotated[int, Field(ge=0, le=1024)] = 8
     """Local crops of an image, beside its two global ones."""
     global_scale: Range = (0.32, 1.0)
     """Area of a global crop as a fraction of the slice's."""

@@ -13,7 +13,7 @@ from dinox_model.package import PackageError
 from tests.model.foreign_weights import SMALL, perturbed
 
 SIZE = (48, 64)
-PREPROCESS = Preprocess(level_hu=40.0, width_hu=400.0, mean=0.4, std=0.3)
+PREPROCESS = Preprocess(level_hu=40.0, width_hu=400.0, mean=0.4, std=0.3, depth=3, step=1)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_the_folder_says_what_it_holds(compiled: Compiled) -> None:  # noqa: F81
     assert (facts.inputs, facts.size, facts.in_channels, facts.grid) == (("x",), SIZE, 3, (3, 4))
     assert (facts.device, facts.dtype, facts.torch) == ("cpu", "fp32", torch.__version__)
     assert facts.weights_bytes == sum(4 * tensor.numel() for tensor in compiled.model.parameters())
-    assert facts.preprocess == read_preprocess(compiled.folder / "preprocess.json") == PREPROCESS
+    assert facts.preprocess == read_preprocess(compiled.folder / "preprocess.json", 3) == PREPROCESS
     card = (compiled.folder / "README.md").read_text()
     assert 'aoti_load_package("model.pt2")' in card
     assert "cls, registers, patches = run(x)" in card

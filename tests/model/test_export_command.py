@@ -74,7 +74,7 @@ def test_provenance_reaches_the_card(folder: Path, tmp_path: Path, capsys: pytes
 def test_refusals_are_one_sentence_and_exit_1(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(folder, "--format", "hf", "--output", folder) == 1
     assert capsys.readouterr().err == f"export: {folder}: exists already; an export makes a new folder\n"
-    assert export(tmp_path / "nothing", "--format", "hf", "--output", tmp_path / "out") == 1
+    assert export(tmp_path / "nothing", "--format", "hf", "--output", tmp_path / "out") == 2, "as validate and infer.py"
     assert "no such file or folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as refused:
         export(folder, "--format", "onnx", "--output", tmp_path / "out")

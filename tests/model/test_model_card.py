@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,3 +103,16 @@ def test_every_option_of_the_network_stands_in_it() -> None:
     card = model_card(perturbed(config))
     for name, value in config.to_dict().items():
         assert f"| {name} | {json.dumps(value)} |" in card
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"step": 2}, "slices (in training 2 of the volume's apart)"),
+        ({"step_mm": 2.5}, "slices (in training 2.5 mm apart)"),
+    ],
+)
+def test_it_says_how_far_apart_slices_were(facts: dict[str, Any], words: str) -> None:
+    model = perturbed(SMALL)
+    model.preprocess = Preprocess(**facts)
+    assert f"Windows of 3 neighbouring CT {words}, as float32" in model_card(model, None)

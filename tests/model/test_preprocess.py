@@ -97,6 +97,12 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         ({"std": -1.0}, "std must be positive"),
         ({"mean": math.inf}, "mean must be a finite number"),
         ({"level_hu": "lung"}, "level_hu must be a finite number"),
+        ({"depth": 0}, "depth must be a whole number"),
+        ({"depth": 3.0}, "depth must be a whole number"),
+        ({"step": True}, "step must be a whole number"),
+        ({"step_mm": 0.0}, "step_mm must be positive"),
+        ({"step_mm": math.nan}, "step_mm must be a finite number"),
+        ({"step": 1, "step_mm": 2.5}, "step 1 and step_mm 2.5"),
     ],
 )
 def test_nonsense_is_refused(values: dict, message: str) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -143,11 +144,16 @@ def test_sizes_beyond_the_range_count_as_its_ends() -> None:
     assert torch.equal(waves[0], waves[1])
 
 
-def test_it_is_fp32_inside_and_has_the_tokens_dtype() -> None:
+def test_it_has_the_tokens_dtype_and_autocast_rounds_its_linears_alone() -> None:
     module, patches = conditioning(std=0.3), tokens(3)
     expected = module(SIZES, patches)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(module(SIZES, patches), expected)
+        found = module(SIZES, patches)
+        direction = torch.tanh(module.down(F.gelu(module.up(scale_waves(SIZES)))).float())
+    assert found.dtype == torch.float32
+    assert torch.equal(found[:, 0], MOST_OF_IMAGE * spread(patches)[:, None] * direction), "the bound is fp32"
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, atol=3e-4, rtol=0)
     in_bf16 = module.bfloat16()(SIZES, patches.bfloat16())
     assert in_bf16.dtype == torch.bfloat16
     torch.testing.assert_close(in_bf16.float(), expected, atol=3e-4, rtol=0)

@@ -220,6 +220,31 @@ def test_configs_are_validated(capsys: pytest.CaptureFixture[str], config_file: 
     assert said(capsys, "validate", config_file.with_name("nowhere"))[0] == 2
 
 
+@pytest.mark.parametrize("name", ["width", "num_layers", "mlp_hidden", "in_channels", "patch_size", "num_registers"])
+@pytest.mark.parametrize("count", [10**20, 2**62])
+def test_counts_beyond_any_network_are_refused_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], config_file: Path, name: str, count: int
+) -> None:
+    document = SMALL.to_dict() | {name: count}
+    config_file.write_text(
+        ViTConfig.from_dict(SMALL.to_dict())
+        .to_yaml()
+        .replace(f"{name}: {SMALL.to_dict()[name]}\n", f"{name}: {document[name]}\n")
+    )
+    code, out, _ = said(capsys, "validate", config_file)
+    assert code == 1
+    assert f"ViTConfig.{name} must be at most" in out
+    code, _, err = said(capsys, "summarize", config_file)
+    assert code == 1
+    assert f"ViTConfig.{name} must be at most" in err
+
+
+def test_a_config_of_large_images_is_validated_without_making_one(config_file: Path) -> None:
+    values = SMALL.to_dict() | {"in_channels": 2**16, "patch_size": 1024}
+    config_file.write_text(ViTConfig.from_dict(values).to_yaml())
+    assert main(["validate", str(config_file)]) == 0  # 2 x 2 patches are 10^12 numbers
+
+
 def test_the_command_line(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dinox_model", "validate", "nowhere"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(repository)}, capture_output=True, text=True)

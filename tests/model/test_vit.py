@@ -112,6 +112,21 @@ def test_other_masks_are_refused(masks: torch.Tensor) -> None:
         dinox_model.build(TINY)(images(1, 3, 32, 32), masks)
 
 
+def test_input_of_another_dtype_is_refused_by_name_and_autocast_takes_it() -> None:
+    model, x = dinox_model.build(TINY), torch.zeros(1, 3, 32, 32)
+    with pytest.raises(
+        ValueError, match=r"input is torch\.float16 and this network's weights are torch\.float32: give"
+    ):
+        model(x.half())
+    with pytest.raises(ValueError, match=r"input must be floats, not torch\.int16: dinox_model\.encode"):
+        model(x.to(torch.int16))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x.bfloat16()).cls.isfinite().all()
+    with pytest.raises(ValueError, match=r"input is torch\.float32 and this network's weights are torch\.bfloat16"):
+        model.bfloat16()(x)
+    assert model(x.bfloat16()).cls.dtype == torch.bfloat16
+
+
 def test_weights_are_a_function_of_the_seed_alone() -> None:
     before = torch.get_rng_state()
     one = dinox_model.build(TINY, seed=1).state_dict()

@@ -208,7 +208,7 @@ def test_the_schema_says_what_from_dict_takes() -> None:
             ViTConfig.from_dict({**values, name: choice, "learned_grid": grid})
     assert schema["properties"]["norm"]["enum"] == ["layer", "rms"]
     grid = schema["properties"]["learned_grid"]["anyOf"]
-    side = {"type": "integer", "minimum": 1}
+    side = {"type": "integer", "minimum": 1, "maximum": 2**16}
     assert grid[0] == {"type": "array", "prefixItems": [side] * 2, "items": False, "minItems": 2, "maxItems": 2}
     assert grid[1] == {"type": "null"}
 
@@ -217,13 +217,13 @@ def test_the_schemas_limits_are_those_of_the_config() -> None:
     limits = 0
     for name, rule in ViTConfig.schema()["properties"].items():
         rules = rule.get("anyOf", [rule])
-        for word, step in (("minimum", -1), ("exclusiveMinimum", 0), ("exclusiveMaximum", 0)):
+        for word, step in (("minimum", -1), ("maximum", 1), ("exclusiveMinimum", 0), ("exclusiveMaximum", 0)):
             for limited in (one for one in rules if word in one):
                 number = {"integer": int, "number": float}[limited["type"]](limited[word] + step)
                 with pytest.raises(ValueError, match=f"ViTConfig.{name} must be"):
                     dataclasses.replace(TINY, **{name: number})
                 limits += 1
-    assert limits == 14
+    assert limits == 21
 
 
 def test_a_config_is_frozen() -> None:

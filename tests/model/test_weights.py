@@ -215,9 +215,28 @@ def test_cut_weights_are_found(folder: Path) -> None:
         ({"std": 0.0}, "std must be positive"),
         ({"gamma": 1.0}, "nothing else"),
         ({"version": 9}, "nothing else"),
+        ({"depth": 3}, "depth is 3, and the network takes windows of 5 slices"),
+        ({"step": 0}, "step must be a whole number"),
     ],
 )
 def test_another_preprocessing_is_refused(folder: Path, changes: dict, message: str) -> None:
     edit(folder / "preprocess.json", **changes)
     with pytest.raises(WeightsError, match=message):
         dinox_model.load(folder)
+
+
+def test_facts_of_the_window_travel_and_may_be_missing(tmp_path: Path) -> None:
+    model = dinox_model.build(TINY)
+    model.preprocess = Preprocess(depth=5, step=2)
+    dinox_model.save(model, tmp_path / "known")
+    assert dinox_model.load(tmp_path / "known").preprocess == model.preprocess
+    wider, _ = dinox_model.load_pretrained(tmp_path / "known", in_channels=7)
+    assert wider.preprocess == Preprocess(step=2), "seven slices are no fact of the training"
+    dinox_model.save_pretrained(model, tmp_path / "hf", format="hf")
+    file = tmp_path / "hf" / "preprocess.json"
+    assert dinox_model.load_pretrained(tmp_path / "hf")[0].preprocess == model.preprocess
+    values = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({name: value for name, value in values.items() if name not in ("depth", "step", "step_mm")})
+    )
+    assert dinox_model.load_pretrained(tmp_path / "hf")[0].preprocess == Preprocess(), "as older folders are"

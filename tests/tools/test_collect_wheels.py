@@ -6,6 +6,7 @@ from pathlib import Path
 
 import collect_wheels
 import pytest
+import setup_environment
 from environment.machine import SetupError
 
 
@@ -29,7 +30,13 @@ def test_an_output_that_is_a_file_is_refused_and_stays(repository: Path, tmp_pat
 
 
 def test_every_extra_of_setup_is_one_of_the_project(repository: Path) -> None:
-    wanted = collect_wheels.wanted_packages(repository)
+    wanted = collect_wheels.wanted_packages(repository, "2.13.0+rocm7.2")
     assert any(line.startswith("python-gdcm") for line in wanted)
     assert any(line.startswith("pytest>") for line in wanted)
     assert not any(line.startswith("torch>") for line in wanted)
+
+
+def test_triton_is_collected_with_a_cpu_build_of_torch_only(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_environment.platform, "system", lambda: "Linux")
+    of_cpu, of_gpu = (collect_wheels.wanted_packages(repository, version) for version in ("2.13.0+cpu", "2.13.0"))
+    assert [line for line in of_cpu if line not in of_gpu] == [setup_environment.TRITON_OF_CPU]

@@ -314,6 +314,44 @@ def test_a_package_gives_the_same_and_takes_one_size(
 # ------------------------------------------------------------------------------------------ the clock, and usage
 
 
+@pytest.mark.parametrize(
+    ("facts", "words", "said", "step"),
+    [
+        ({"step": 2}, (), "slices of a window are 2 apart, as in training", 2),
+        ({"step_mm": 3.9}, (), "slices of a window are 3.9 mm apart, as in training", 2),  # slices of 2 mm
+        (
+            {"step": 2},
+            ("--step", 1),
+            "note: slices of a window are 1 apart as you ask; in training they were 2 apart",
+            1,
+        ),
+        (
+            {"step_mm": 3.9},
+            ("--step", 2),
+            "note: slices of a window are 2 apart as you ask; in training they were 3.9",
+            2,
+        ),
+        ({"step": 2}, ("--step", 2), "", 2),
+        ({}, (), "slices of a window are 1 apart\n", 1),
+        ({}, ("--step", 2), "", 2),
+    ],
+)
+def test_windows_are_cut_as_in_training_unless_asked_otherwise(
+    tmp_path: Path, folder: Path, shards: ShardSet, capsys: pytest.CaptureFixture[str],
+    facts: dict[str, Any], words: tuple[object, ...], said: str, step: int,
+) -> None:  # fmt: skip
+    model, volume = perturbed(SMALL), of_slices(shards, 7)
+    model.preprocess = dinox_model.Preprocess(**facts)
+    dinox_model.save(model, tmp_path / "own")
+    ours = ("--shards", folder, "--parts", "cls", "patches", "--output", tmp_path / "out", "--every", 3)
+    assert run(tmp_path / "own", *ours, *words) == 0
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("note:" in printed) == said.startswith("note:")
+    path = tmp_path / "out" / f"{volume.id}.safetensors"
+    check(path, dinox_model.load(tmp_path / "own"), shards.read(volume, 0, 7), volume.spacing_mm, every=3, step=step)
+
+
 def test_random_windows_are_timed(network: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(network, "--shape", "2,3,32,48", "--batches", 4, "--dtype", "bf16", "--parts", "patches") == 0
     said = capsys.readouterr().out
@@ -365,6 +403,11 @@ def test_what_cannot_be_begun(network: Path, tmp_path: Path, capsys: pytest.Capt
     assert "there is no" in capsys.readouterr().err
     assert run(network, "--input", tmp_path, "--output", tmp_path / "out", "--key-file", tmp_path / "no") == 2
     assert "the key file" in capsys.readouterr().err
+    for nowhere in (tmp_path / "none", tmp_path / "none.pt2"):
+        assert run(nowhere, "--shape", "1,3,32,32") == 2
+        assert "no such file or folder" in capsys.readouterr().err
+    assert run(network, "--shards", tmp_path / "none", "--output", tmp_path / "out") == 2
+    assert "no such folder" in capsys.readouterr().err
     assert run(tmp_path, "--shape", "1,3,32,32") == 1
     assert capsys.readouterr().err.startswith("error: ")
     for changes, message in (({"in_channels": 2}, "odd number"), ({"cls_token": False}, "give --parts patches")):

@@ -130,6 +130,26 @@ def test_a_folder_of_wheels_without_torch_is_refused(repository: Path, tmp_path:
         torch_builds.install_torch(FakePip(), repository, None, tmp_path)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize(
+    ("version", "system", "wheels", "needed"),
+    [
+        ("2.13.0+cpu", "Linux", None, True),
+        ("2.13.0+cpu", "Darwin", None, False),
+        ("2.13.0", "Linux", None, False),  # the general build, which requires its own
+        ("2.13.0+rocm7.2", "Linux", None, False),
+        ("2.13.0+cpu", "Linux", [], False),
+        ("2.13.0+cpu", "Linux", ["triton-3.7.1-cp311.whl"], True),
+    ],
+)
+def test_triton_is_installed_beside_cpu_builds_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, system: str, wheels: list[str] | None, needed: bool
+) -> None:
+    monkeypatch.setattr(setup_environment.platform, "system", lambda: system)
+    for name in wheels or []:
+        (tmp_path / name).touch()
+    assert setup_environment.needs_triton(version, None if wheels is None else tmp_path) is needed
+
+
 def environment_at(folder: Path, torch: Torch, **changes: object) -> setup_environment.Ready:
     """A folder that works, as setup left it (its interpreter is this one)."""
     (folder / "bin").mkdir(parents=True)

@@ -10,7 +10,7 @@ from dinox_train.objectives.classification import ClassificationSettings
 from dinox_train.objectives.dinov3 import DINOv3Settings
 from dinox_train.objectives.masked_autoencoder import MAESettings
 from dinox_train.prototype_counts import with_prototypes
-from dinox_train.sections import ObjectiveSection, Section, StageSection
+from dinox_train.sections import ObjectiveSection, RehearsalSection, Section, StageSection
 from dinox_train.stages import stage_of, stages_of
 from dinox_train.views import ViewSettings
 
@@ -24,7 +24,7 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
 def test_every_shipped_file_loads_and_survives_a_round_trip(repository: Path, tmp_path: Path) -> None:
     files = [file for file in sorted((repository / "configs").rglob("*.yaml")) if file.parent.name != "about"]
     names = {str(file.relative_to(repository / "configs").with_suffix("")) for file in files}
-    overlays = {"hardware/strix_halo", "hardware/rtx_4090", "hardware/h200", "warm_start"}
+    overlays = {"hardware/strix_halo", "hardware/rtx_4090", "hardware/h200", "micro", "warm_start"}
     start = {"warm_start"}
     assert names == {"demo", "vit_s", "vit_b", "vit_l", "vit_g"} | overlays | start
     for file in files:
@@ -100,8 +100,8 @@ def test_difference_lists_mathematics_only() -> None:
 
 def test_every_key_says_what_it_means() -> None:
     sections = [field.annotation for field in Config.model_fields.values() if hasattr(field.annotation, "model_fields")]
-    sections += [StageSection, *_within(ObjectiveSection)]
-    assert len(sections) == 21
+    sections += [StageSection, RehearsalSection, *_within(ObjectiveSection)]
+    assert len(sections) == 24
     silent = [
         f"{section.__name__}.{name}"
         for section in (Config, *sections)
@@ -227,3 +227,66 @@ def test_a_stage_may_give_either_form_of_the_learning_rate(tmp_path: Path) -> No
         config = load_config([write(tmp_path, f"{run}\nstages: [{{updates: 3}}, {{{stage}}}]")])
         there = stages_of(config)[1].config.optimizer
         assert (there.learning_rate, there.base_learning_rate) == expected
+
+
+STAGED = "stages:\n  - {updates: 3}\n  - {views: {num_local: 2}}\n"
+
+
+def test_the_command_line_reaches_into_stages_and_lists_of_sets(tmp_path: Path) -> None:
+    file = write(tmp_path, STAGED + "data: {shards: [{path: a}, {path: b}]}\n")
+    config = load_config([file], ["stages.0.updates=5", "stages.1.views.num_local=4", "data.shards.1.weight=2.0"])
+    assert [stage.updates for stage in config.stages] == [5, None]
+    assert config.stages[1].views == {"num_local": 4}
+    assert [one.weight for one in config.data.shards] == [None, 2.0]  # type: ignore[union-attr] # a list here
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("stages.2.updates=5", ["`stages` has items 0 to 1", "`2` is none of them"]),
+        ("stages.first.updates=5", ["`stages` has items 0 to 1", "`first`"]),
+        ("stages.0.update=5", ["command line: stages.0.update=5", "did you mean `stages.0.updates`"]),
+        ("stages.0.updates=many", ["stages.0.updates", "'many'"]),
+        ("stages.1.views.num_locals=5", ["stages.1", "views.num_locals", "did you mean"]),
+        ("stages.0.seed=5", ["stages.0", "seed"]),
+        ("seed.0.x=5", ["no file gives a list `seed`"]),
+    ],
+)
+def test_errors_within_stages_name_the_place(tmp_path: Path, override: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config([write(tmp_path, STAGED)], [override])
+    assert [part for part in parts if part not in str(refused.value)] == [], refused.value
+
+
+def test_a_stage_that_no_file_has_is_told_how_to_give_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"no file gives a list `stages` that has an item 0.*'stages=\[\{KEY: value\}\]'"
+    ):
+        load_config([], ["stages.0.updates=5"])
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"evaluate": {"windows": 1}}, r"koleo compares images of a batch, and evaluate\.windows is 1"),
+        ({"train": {"batch_size": 1}}, r"koleo compares images of a batch, and train\.batch_size is 1"),
+        (
+            {"objective": {"name": "mae", "mae": {"masked_share": 1e-3}}},
+            r"mae\.masked_share masks no patch: 0\.001 of 196",
+        ),
+        ({"objective": {"ibot": {"masked_share": [0, 1e-3]}}}, r"ibot\.masked_share masks no patch"),
+        ({"objective": {"ibot": {"masked_crops": 1e-3}}}, r"ibot\.masked_crops masks none of 128"),
+        ({"views": {"global_size": 32, "local_size": 16}, "objective": {"ibot": {"masked_share": [0.1, 0.2]}}}, "of 4"),
+        ({"views": {"global_size": 160 * 10**18}}, r"views\.global_size.*16384"),
+        ({"objective": {"prototypes": 10**20}}, r"objective\.prototypes.*16777216"),
+        ({"train": {"batch_size": 10**20}}, r"train\.batch_size.*2147483648"),
+    ],
+)
+def test_what_could_never_run_is_refused_before_it_begins(tree: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(tree)
+
+
+def test_one_window_of_evaluation_is_enough_without_koleo() -> None:
+    assert validate({"evaluate": {"windows": 1}, "objective": {"koleo": {"weight": 0.0}}}).evaluate.windows == 1
+    assert validate({"evaluate": {"windows": 1}, "objective": {"name": "mae"}}).evaluate.windows == 1

@@ -1,5 +1,6 @@
 """The feed: on CPU the loader's memory itself, on a device a copy that is there before the memory is written anew."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -8,7 +9,13 @@ import pytest
 import torch
 
 import dinox_io
-from dinox_train.feed import Feed
+from dinox_io.filters import FILTERS
+from dinox_io.manifest import build_manifest, commit_set
+from dinox_io.shard import ShardWriter, encode_volume
+from dinox_io.volume import Volume
+from dinox_model.kernels.unfilter import unfilter, unfilter_reference
+from dinox_train.fake import fake_volume
+from dinox_train.feed import Feed, Unfilter
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -27,13 +34,68 @@ def test_on_cpu_nothing_is_copied(small_set: Path) -> None:
         assert np.shares_memory(images.numpy(), batch.windows[0])
 
 
-@needs_gpu
-@pytest.mark.parametrize("mode", ["runs", "random"])
-def test_what_arrives_is_what_was_sent(small_set: Path, mode: str) -> None:
-    feed = Feed(torch.device("cuda"))
+@pytest.fixture(scope="module")
+def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Volumes of several sizes, odd ones too, each filter among them."""
+    folder = tmp_path_factory.mktemp("mixed") / "shards"
+    folder.mkdir()
+    volumes: list[Volume] = []
+    with ShardWriter(folder / "shard-000000.tar", config_digest="c" * 64) as writer:
+        for number in range(6):
+            made = fake_volume(number)
+            height, width = 40 - 3 * number, 24 + 5 * (number % 3)
+            volumes.append(replace(made, hu=np.ascontiguousarray(made.hu[:, 100 : 100 + height, 90 : 90 + width])))
+            writer.add(encode_volume(volumes[-1], filter=FILTERS[number % 3]))
+        summary = writer.finish()
+    manifest = build_manifest(
+        [summary], sides={volume.id: "train" for volume in volumes}, options={}, rejected_by_code={},
+        config_digest="c" * 64, leaks=[], packer="test", sources={"files": 0, "bytes": 0}, previous=None,
+    )  # fmt: skip
+    commit_set(folder, manifest)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [{"mode": "runs"}, {"mode": "random"}, {"mode": "runs", "step": 2}])
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_device_undoes_the_filter_as_the_host_does(
+    mixed_set: Path, small_set: Path, arguments: dict, mixed: bool
+) -> None:
+    feed = Feed(torch.device("cpu"), unfilter=unfilter_reference)
+    assert feed.filtered
+    assert "undoes the filter" in feed.describe()
+    with (
+        dinox_io.open_shards(mixed_set if mixed else small_set) as shards,
+        dinox_io.Loader(shards, batch_size=6, slab=feed.allocate, filtered=feed.filtered, **arguments) as loader,
+        dinox_io.Loader(shards, batch_size=6, **arguments) as plain,
+    ):
+        seen: set[int] = set()
+        for batch, expected in islice(zip(loader, plain, strict=False), 5):
+            images = feed.to_device(batch)
+            assert images.dtype == torch.int16
+            np.testing.assert_array_equal(images.numpy(), expected.images)
+            np.testing.assert_array_equal(batch.filters, expected.filters)
+            seen |= set(batch.filters.tolist())
+        assert seen == ({0, 1, 2} if mixed else {2})
+
+
+def test_filtered_windows_are_refused_where_nothing_undoes_the_filter(small_set: Path) -> None:
+    feed = Feed(torch.device("cpu"))
     with (
         dinox_io.open_shards(small_set) as shards,
-        dinox_io.Loader(shards, batch_size=8, mode=mode, slab=feed.allocate) as loader,
+        dinox_io.Loader(shards, batch_size=4, filtered=True) as loader,
+        pytest.raises(ValueError, match="filtered"),
+    ):
+        feed.to_device(next(loader))
+
+
+@needs_gpu
+@pytest.mark.parametrize("unfilter", [None, unfilter_reference, unfilter])
+@pytest.mark.parametrize("mode", ["runs", "random"])
+def test_what_arrives_is_what_was_sent(small_set: Path, mode: str, unfilter: Unfilter | None) -> None:
+    feed = Feed(torch.device("cuda"), unfilter)
+    with (
+        dinox_io.open_shards(small_set) as shards,
+        dinox_io.Loader(shards, batch_size=8, mode=mode, slab=feed.allocate, filtered=feed.filtered) as loader,
         dinox_io.Loader(shards, batch_size=8, mode=mode) as plain,
     ):
         moved = [feed.to_device(batch) for batch in islice(loader, 30)]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dinox_model import Preprocess, ViTConfig
-from dinox_train.masking import MaskSettings
+from dinox_train.masking import MaskSettings, draw_masks, draw_patches
 from dinox_train.micro_batch import GlobalBatch, Recipe, pieces
 from dinox_train.objectives.objective import Needs
 from dinox_train.view_batch import ViewBatch
-from dinox_train.views import ViewSettings
+from dinox_train.views import ViewSettings, draw_views, render_global_undistorted, render_views
 
 VIT = ViTConfig(
     width=32, num_layers=2, num_heads=2, mlp_hidden=64, drop_path=0.5, rope_shift=0.2, scale_conditioning=True
@@ -102,3 +102,32 @@ def test_compared_patches_are_all_where_there_are_no_more() -> None:
 def test_pieces_hold_every_row_once() -> None:
     assert [piece.tolist() for piece in pieces(5, 2)] == [[0, 1], [2, 3], [4]]
     assert pieces(0, 2) == []
+
+
+def test_it_holds_what_is_drawn_and_rendered_at_its_key() -> None:
+    """Each part by the function that makes it, called alone with seed 3, position 4 and these rows."""
+    rows, views, side = np.array([4, 1]), RECIPE.views, 4
+    batch = made(rows)
+    plan = draw_views(views, seed=3, position=4, rows=rows, sizes=SIZES[rows], spacing_mm=SPACING[rows])
+    for found, expected in zip(
+        (batch.global_views, batch.local_views), render_views(IMAGES[rows], plan, views, 0.5, 0.25), strict=True
+    ):
+        assert torch.equal(found, expected)
+    assert torch.equal(batch.gram_views, render_global_undistorted(IMAGES[rows], plan, 128, 0.5, 0.25))
+    key = {"seed": 3, "position": 4, "rows": rows, "num_views": 2}
+    masks = draw_masks(RECIPE.needs.masks, batch_size=6, grid=(side, side), **key)
+    assert torch.equal(batch.masked.masks, torch.from_numpy(masks.masks))
+    assert torch.equal(batch.masked.indices, torch.from_numpy(masks.indices))
+    assert torch.equal(batch.masked.weights, torch.from_numpy(masks.weights))
+    patches = draw_patches(num_patches=side**2, count=5, **key)
+    assert torch.equal(batch.gram_patches, torch.from_numpy(patches))
+    mm = plan.mm_per_pixel.swapaxes(0, 1).reshape(-1, 2)
+    assert torch.equal(batch.teacher_mm, torch.from_numpy(mm[:4].astype(np.float32)))
+    assert batch.num_images == 2
+
+
+def test_a_gram_teacher_that_is_not_there_yet_gets_no_views() -> None:
+    rows = np.arange(2)
+    batch, _ = GlobalBatch(RECIPE, 4, gram=False).micro_batch(IMAGES[rows], rows, SIZES[rows], SPACING[rows])
+    assert [batch.gram_views, batch.gram_mm, batch.gram_patches, batch.labels] == [None] * 4
+    assert torch.equal(batch.global_views, made(rows).global_views), "and nothing else depends on it"

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dinox_model import ViTConfig
 from dinox_train.network_draws import draw_pass, draw_unknown_scale
@@ -53,3 +55,46 @@ def test_unknown_scales_are_keyed_and_as_many_as_asked() -> None:
     assert not np.array_equal(drawn(0.25, np.arange(500), position=1), whole)
     assert not drawn(0.0, np.arange(50)).any()
     assert drawn(1.0, np.arange(50)).all()
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.sampled_from([0.1, 0.4, 0.9]), st.integers(0, 5), st.data())
+def test_a_batch_keeps_the_same_rows_however_it_is_cut(
+    batch_size: int, num_views: int, share: float, seed: int, data: st.DataObject
+) -> None:
+    config = replace(VIT, drop_path=share, rope_rescale=None)
+    drawn = draw_pass(config, "global", seed=seed, position=7, batch_size=batch_size, num_views=num_views)
+    assert drawn is not None
+    order = np.array(data.draw(st.permutations(range(batch_size))))
+    cuts = sorted(data.draw(st.sets(st.integers(1, batch_size - 1))) if batch_size > 1 else [])
+    whole = drawn.of_rows(np.arange(batch_size))
+    wanted = max(int(num_views * batch_size * (1 - share)), 1)
+    found: list[set[int]] = [set() for _ in whole.kept]
+    for rows in np.split(order, cuts):
+        part = drawn.of_rows(rows)
+        assert part.kept_scale == whole.kept_scale == (num_views * batch_size / wanted,) * 6
+        for number, kept in enumerate(part.kept):
+            view, place = np.divmod(kept.numpy(), len(rows))
+            found[number] |= set((view * batch_size + rows[place]).tolist())
+    assert [len(rows) for rows in found] == [wanted] * 6
+    assert found == [set(kept.tolist()) for kept in whole.kept]
+
+
+def test_every_row_is_kept_as_often_as_any_other_and_residuals_choose_for_themselves() -> None:
+    counts = np.zeros((6, 10))
+    for position in range(400):
+        for number, kept in enumerate(draws(position=position).of_rows(np.arange(5)).kept):
+            counts[number][kept.numpy()] += 1
+    assert counts.sum() == 400 * 6 * 6
+    np.testing.assert_allclose(counts / 400, 0.6, atol=0.11)  # 4.5 standard deviations
+    first = draws().of_rows(np.arange(5)).kept
+    assert len({tuple(kept.tolist()) for kept in first}) > 1
+
+
+def test_drop_path_and_moved_coordinates_are_drawn_each_for_itself() -> None:
+    both = draws().of_rows(np.arange(5))
+    alone = draws(replace(VIT, rope_rescale=None)).of_rows(np.arange(5))
+    moved = draws(replace(VIT, drop_path=0.0)).of_rows(np.arange(5))
+    assert alone.rope is None
+    assert moved.kept is None
+    assert all(torch.equal(one, other) for one, other in zip(both.kept, alone.kept, strict=True))
+    assert torch.equal(both.rope, moved.rope)

@@ -14,10 +14,10 @@ from dinox_model import Preprocess
 from dinox_model.storage_meter import StorageMeter
 from dinox_train.__main__ import main
 from dinox_train.config import Config, validate
-from dinox_train.learner import Learner
+from dinox_train.learner import Learner, make_objective, vit_config
 from dinox_train.micro_batch import GlobalBatch
 from dinox_train.objectives.gram import NEGATIVES, Negatives, gram_flops, gram_loss
-from dinox_train.plan import plan_stage
+from dinox_train.plan import gram_memory_of, plan_stage
 from dinox_train.plan_report import costs_in_words, plan_lines
 from dinox_train.stages import stages_of
 
@@ -123,6 +123,16 @@ def test_stages_add_up_and_gram_counts_from_its_start() -> None:
     lines = "\n".join(plan_lines(config))
     assert "stage 2, 6 updates from update 5" in lines
     assert "gram loss" in lines
+    memory = gram_memory_of(
+        stages_of(config)[1].config, vit_config(config), make_objective(stages_of(config)[1].config)
+    )
+    assert {name: second.memory[name] for name in memory} == memory
+    size = sum(memory.values())
+    assert (
+        f"Gram anchoring: {second.gram_flops / second.flops.total:.1%} of the operations, and {size / 2**20:,.1f} MiB, "
+        f"{size / second.peak:.1%} of the peak, in 3 of 6 updates"
+    ) in lines
+    assert lines.count("Gram anchoring") == 1, "the first stage has none"
 
 
 def verdict(memory_gib: float, **more: object) -> str:
@@ -168,6 +178,8 @@ def test_a_run_says_what_gram_anchoring_and_distant_neighbours_cost() -> None:
         "networks: compile off",
         "Gram anchoring",
     ]
+    memory = sum(gram_memory_of(learner.config, learner.vit, learner.objective).values())
+    assert f"and {memory / 2**20:,.1f} MiB" in costs_in_words(learner)[-1]
     config = validate(SMALL | {"objective": {"prototypes": 64}, "train": {"batch_size": 4, "accumulation": 2}})
     (_, told) = costs_in_words(Learner(config, Preprocess(), torch.device("cpu")))
     assert told.startswith("KoLeo compares 4 images and a micro-batch has 2")

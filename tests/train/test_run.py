@@ -202,8 +202,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, updates: set[int]) -> None:
     """Make the views of the given updates (global batches from 0) not a number."""
     render = micro_batch_module.render_views
 
-    def poisoned(images: torch.Tensor, plan: object, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
-        global_views, local_views = render(images, plan, *rest)
+    def poisoned(
+        images: torch.Tensor, plan: object, *rest: object, **named: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        global_views, local_views = render(images, plan, *rest, **named)
         poisoned.calls += 1
         return (global_views * float("nan") if poisoned.calls in updates else global_views), local_views
 
@@ -302,6 +304,8 @@ def test_damage_met_on_the_way_ends_the_run_after_a_checkpoint(
     said = capsys.readouterr().out
     assert name in said
     assert "shard-000000.tar" in said
+    assert f"verify_shards.py {damaged} names all" in said
+    assert f"--remove {name}" in said  # the patient's pseudonym, equal to the volume's in a made-up set
     # The loader reads ahead, and damage is told when it is met: not later than the batch that holds it.
     done = len(lines(tmp_path / "run"))
     assert done <= first

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dinox_io import open_shards
 from dinox_io.labels import Mark, label_path, write_labels
@@ -74,3 +76,21 @@ def test_labels_that_are_missing_or_damaged_are_refused(shards: Path) -> None:
     label_path(shards, "broken").write_text("{}\n")
     with pytest.raises(ConfigError, match="broken"):
         SliceLabels("broken", [(str(shards), volumes)])
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 1), st.floats(-5, 60), st.floats(0, 20)), max_size=5))
+def test_a_slice_is_marked_where_any_box_holds_it(shards: Path, boxes: list[tuple[int, float, float]]) -> None:
+    """Against the plain loop over slices and boxes; marks of a series that the set does not hold change nothing."""
+    with open_shards(str(shards)) as opened:
+        volumes = list(opened.volumes)
+    marks = [mark(volumes[number].series, low, low + length) for number, low, length in boxes]
+    labels = labels_of(shards, "random", [*marks, mark("f" * 32, 0.0, 1000.0)])
+    for number, volume in enumerate(volumes):
+        expected = [
+            float(any(of == number and low - 1e-3 <= z <= low + length + 1e-3 for of, low, length in boxes))
+            for z in volume.z_positions_mm.tolist()
+        ]
+        count = volume.shape[0]
+        assert labels.of(np.zeros(count, int), np.full(count, number), np.arange(count)).tolist() == expected
+    assert labels.of(*(np.zeros(0, int),) * 3).shape == (0,)

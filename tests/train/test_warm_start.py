@@ -17,7 +17,7 @@ CONFIG = ViTConfig(width=32, num_layers=2, num_heads=2, mlp_hidden=64, layer_sca
 DINOV2 = dataclasses.replace(
     CONFIG, patch_size=14, positions="learned", learned_grid=(3, 3), norm_eps=1e-6, qkv_bias="full"
 )
-RUN = Preprocess(level_hu=-100.0, width_hu=1000.0, mean=0.4, std=0.3)
+RUN = Preprocess(level_hu=-100.0, width_hu=1000.0, mean=0.4, std=0.3, depth=3, step_mm=1.5)
 """What the run would have without a warm start."""
 
 
@@ -61,11 +61,11 @@ def test_released_layouts_become_the_backbone(config: ViTConfig, format: str, si
 
 def test_a_checkpoint_of_ours_brings_its_mean_and_deviation(tmp_path: Path) -> None:
     model = perturbed(CONFIG)
-    model.preprocess = Preprocess(level_hu=40.0, width_hu=400.0, mean=0.61, std=0.17)
+    model.preprocess = Preprocess(level_hu=40.0, width_hu=400.0, mean=0.61, std=0.17, step=7)
     dinox_model.save(model, tmp_path / "step-00000040")
     network, _ = load_backbone(tmp_path / "step-00000040", CONFIG, RUN, seed=1)
     assert same_features(model, network, images(32))
-    assert network.preprocess == Preprocess(level_hu=-100.0, width_hu=1000.0, mean=0.61, std=0.17)
+    assert network.preprocess == dataclasses.replace(RUN, mean=0.61, std=0.17), "windows are the run's"
 
 
 @pytest.mark.parametrize("slices", [1, 5])

@@ -107,12 +107,20 @@ def test_what_products_read_is_bf16_and_nothing_else() -> None:
     assert any(".norm1." in name for name in others)
 
 
-def test_the_physical_scale_stays_fp32() -> None:
+def test_the_physical_scale_has_copies_too_and_computes_what_bf16_does() -> None:
     config = dinox_model.ViTConfig(width=32, num_layers=1, num_heads=2, mlp_hidden=64, scale_conditioning=True)
-    weights = MasterWeights(Small(0, config), "bf16_weights")
-    assert not [name for name in copies_of(weights) if ".scale." in name]
-    with autocast(CPU, "bf16_weights"):
-        weights.network.backbone(images(0), mm_per_pixel=torch.ones(3, 2))  # would be refused by torch in bf16
+    found = []
+    for precision in ("bf16", "bf16_weights"):
+        weights = MasterWeights(Small(0, config), precision)
+        with torch.no_grad():
+            for name, parameter in weights.named:
+                if ".scale.down." in name:
+                    parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+        weights.refresh()
+        assert bool([name for name in copies_of(weights) if ".scale." in name]) == (precision == "bf16_weights")
+        with autocast(CPU, precision):
+            found.append(weights.network.backbone(images(0), mm_per_pixel=torch.full((3, 2), 0.7)).cls)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -4,7 +4,7 @@ its path: `DINOX_WITHOUT_EXTRAS=1` (tests/conftest.py).
 
 import sys
 
-EXTRAS = {"gdcm", "jpeg_ls", "moto", "obstore", "openjpeg", "pylibjpeg", "webdataset"}
+EXTRAS = {"gdcm", "jpeg_ls", "moto", "obstore", "openjpeg", "pylibjpeg", "triton", "webdataset"}
 
 
 class Blocker:

@@ -23,6 +23,9 @@ class Network:
 
     depth: int
     """Slices in a window."""
+    step: int | None
+    """How far apart they were in training, in slices, or `step_mm` in millimetres; both None: not known."""
+    step_mm: float | None
     device: str
     dtype: str
     """fp32 or bf16, of matrix products and attention."""
@@ -66,6 +69,8 @@ def open_network(path: Path, device: str | None, dtype: str | None) -> Network:
 
     return Network(
         depth=model.config.in_channels,
+        step=model.preprocess.step,
+        step_mm=model.preprocess.step_mm,
         device=device,
         dtype=dtype,
         digest=digest,
@@ -88,6 +93,8 @@ def _open_package(path: Path, device: str | None, dtype: str | None) -> Network:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Network(
         depth=facts.in_channels,
+        step=facts.preprocess.step,
+        step_mm=facts.preprocess.step_mm,
         device=facts.device,
         dtype=facts.dtype,
         digest=digest,
