@@ -55,7 +55,7 @@ class Saver:
         before: called by the thread once the checkpoint is about to be written, to bring to the disk what must be there
         earlier. Where the host has no room for a copy of the tensors, this writes them itself, and the caller waits.
         """
-        assert self._under_way is None, "heard(wait=True) comes first"
+        assert self._under_way is None, "heard() comes first"
         begin = time.perf_counter()
         self._update = update
         whole = {**tensors, "model": teacher.state_dict()}
@@ -74,14 +74,15 @@ class Saver:
                 self._under_way.set_exception(error)
         self._held_up_s = time.perf_counter() - begin
 
-    def heard(self, *, wait: bool) -> str | None:
-        """What went wrong with the save under way, once it has ended; None: nothing, or it is not done (or waited for).
+    def heard(self) -> str | None:
+        """Wait for the save under way, and return what went wrong with it; None: nothing, or there is none.
 
         Raises CheckpointError where `checkpoint.max_failures` saves in a row could not be written.
         """
-        if self._under_way is None or not (wait or self._under_way.done()):
+        if self._under_way is None:
             return None
         under_way, self._under_way = self._under_way, None
+        begin = time.perf_counter()
         try:
             under_way.result()
         except OSError as error:
@@ -98,6 +99,7 @@ class Saver:
                 ) from error
             return f"the checkpoint of update {self._update} failed: {why}"
         self._failures = 0
+        self._held_up_s += time.perf_counter() - begin
         log.info(
             "checkpoint of update %d: training was held up for %.3f s, writing took %.1f s",
             self._update,

@@ -128,17 +128,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this moment, unless it is there already. Raises OSError (a full disk, say)."""
-        self._hear_of_save(wait=True)
+        self._hear_of_save()
         if self.saver.saved != self.update:
             self._begin_save()
-            failed = self.saver.heard(wait=True)
+            failed = self.saver.heard()
             if failed:
                 raise OSError(failed)
 
     def _begin_save(self) -> None:
         """Have a checkpoint of this moment written while training goes on."""
         self._flush()
-        self._hear_of_save(wait=True)
+        self._hear_of_save()
         state = {
             "update": self.update,
             "position": self.update,
@@ -162,9 +162,9 @@ class Trainer:
         self.metrics.sync()
         self.events.sync()
 
-    def _hear_of_save(self, *, wait: bool = False) -> None:
-        """Tell it where the last checkpoint failed. Raises CheckpointError where too many did."""
-        failed = self.saver.heard(wait=wait)
+    def _hear_of_save(self) -> None:
+        """Wait for the save under way, and tell it where it failed. Raises CheckpointError where too many did."""
+        failed = self.saver.heard()
         if failed:
             self._event("not saved", failed)
             log.error("%s; earlier checkpoints are intact, training goes on", failed)
@@ -201,6 +201,10 @@ class Trainer:
                 result, values = self._step(drawn)
             self._flush()
 
+            # --- a save goes on beside one update and no longer: so a kill costs one interval at most
+            with self.timers("save"):
+                self._hear_of_save()
+
             # --- its line
             self.update += 1
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
@@ -217,7 +221,6 @@ class Trainer:
                 line |= self._evaluate()
             if self.device.type == "cpu" or evaluates or saves:
                 self._flush()
-            self._hear_of_save()
             if saves:
                 with self.timers("save"):
                     self._begin_save()

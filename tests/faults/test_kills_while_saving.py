@@ -83,7 +83,7 @@ def test_fifty_kills(tmp_path: Path, small_config: Path, small_set: Path) -> Non
         saved = list_checkpoints(folder / "checkpoints")
         done = max((line["update"] for line in read_lines(folder / "metrics.jsonl")), default=0)
         newest = open_checkpoint(saved[-1]).update if saved else 0
-        assert done - newest <= 2 * EVERY, "one interval, and what was done while the next one was written"
+        assert done - newest <= EVERY
         if newest >= UPDATES:  # done: once more from the beginning
             assert_same_run(straight, folder)
             folder = tmp_path / f"run-{kills}"

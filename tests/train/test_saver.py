@@ -48,10 +48,9 @@ def test_what_is_written_is_of_the_moment_of_begin(
     with torch.no_grad():  # training goes on: every tensor changes in place
         for value in (weight, *teacher.state_dict().values()):
             value.zero_()
-    assert saver.heard(wait=False) is None
     assert (saver.saved, list_checkpoints(tmp_path)) == (None, [])
     go.set()
-    assert saver.heard(wait=True) is None
+    assert saver.heard() is None
     assert saver.saved == 3
     checkpoint = open_checkpoint(tmp_path / "step-00000003")
     assert checkpoint.tensors("student")["weight"].tolist() == [0, 1, 2, 3, 4, 5]
@@ -66,7 +65,7 @@ def test_later_ones_have_their_own_values_and_old_ones_go(
 ) -> None:
     for update in (1, 2, 3):
         begin(saver, update, teacher, torch.full((4,), float(update)))
-        assert saver.heard(wait=True) is None
+        assert saver.heard() is None
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
     for update in (2, 3):
         opened = open_checkpoint(tmp_path / f"step-{update:08d}")
@@ -81,12 +80,12 @@ def test_failures_are_told_once_each_and_too_many_stop(
 
     def attempt(update: int) -> str | None:
         begin(saver, update, teacher, torch.ones(2))
-        return saver.heard(wait=True)
+        return saver.heard()
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_checkpoint", full)
         assert attempt(1) == "the checkpoint of update 1 failed: No space left on device"
-        assert saver.heard(wait=True) is None
+        assert saver.heard() is None
     assert attempt(2) is None
     monkeypatch.setattr(module, "save_checkpoint", full)
     assert attempt(3) is not None
@@ -104,7 +103,7 @@ def test_old_ones_that_cannot_be_deleted_are_no_failed_save(
     monkeypatch.setattr(module, "rotate", refuses)
     for update in (1, 2, 3):
         begin(saver, update, teacher, torch.ones(2))
-        told = saver.heard(wait=True)
+        told = saver.heard()
         assert told == f"the checkpoint of update {update} is whole, but older ones could not be deleted: {REFUSED}"
         assert saver.saved == update
 

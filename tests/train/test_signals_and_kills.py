@@ -1,4 +1,4 @@
-"""A run that is stopped or killed from outside loses little and resumes as if nothing had happened."""
+"""A run that is stopped or killed from outside loses at most one interval and resumes as if nothing had happened."""
 
 import os
 import random
@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, small_config: Path, sm
     return folder
 
 
-def test_signals_end_with_a_checkpoint_and_kills_lose_little(
+def test_signals_end_with_a_checkpoint_and_kills_lose_at_most_one_interval(
     tmp_path: Path, undisturbed: Path, small_config: Path, small_set: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -85,7 +85,7 @@ def test_signals_end_with_a_checkpoint_and_kills_lose_little(
     assert run.send(signal.SIGKILL) == -signal.SIGKILL
     done = read_lines(folder / "metrics.jsonl")[-1]["update"]
     newest = int(list_checkpoints(folder / "checkpoints")[-1].name[5:])
-    assert done - newest <= 2 * 3  # one interval, and what was done while the next checkpoint was written
+    assert done - newest <= 3
 
     assert start().process.wait(timeout=300) == 0
     assert_equal_runs(undisturbed, folder)
