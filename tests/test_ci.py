@@ -59,7 +59,7 @@ def test_the_stages_and_the_time_of_the_last(machine: Machine, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert _calls(tmp_path, "make") == ["setup", "test", "demo SHORT=1", "faults FAULTS_MINUTES=15"]
     assert _calls(tmp_path, "python") == [
-        "tools/compile_kernels.py --check --minutes 7",
+        "tools/compile_kernels.py --check --minutes 5",
         "-m pytest tests/io tests/model",
         "-m pip install -q -c .venv/constraints.txt --editable .[hf]",
         "-m pytest tests/model -k huggingface or lora",
