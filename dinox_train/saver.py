@@ -74,6 +74,11 @@ class Saver:
                 self._under_way.set_exception(error)
         self._held_up_s = time.perf_counter() - begin
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint was begun that nobody has heard of since."""
+        return self._under_way is not None
+
     def heard(self) -> str | None:
         """Wait for the save under way, and return what went wrong with it; None: nothing, or there is none.
 

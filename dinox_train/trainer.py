@@ -202,8 +202,9 @@ class Trainer:
             self._flush()
 
             # --- a save goes on beside one update and no longer: so a kill costs one interval at most
-            with self.timers("save"):
-                self._hear_of_save()
+            if self.saver.is_writing:
+                with self.timers("save"):
+                    self._hear_of_save()
 
             # --- its line
             self.update += 1
