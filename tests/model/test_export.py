@@ -123,7 +123,7 @@ def test_input_in_any_layout_and_no_millimetres(compiled: Compiled) -> None:  # 
         package(x, torch.ones(2, 2))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_package_for_cuda(tmp_path: Path) -> None:
     model = perturbed(SMALL).cuda()
     package = load_package(export_package(model, tmp_path / "out", size=SIZE, device="cuda"))
@@ -190,14 +190,12 @@ def test_what_a_run_has_put_on_a_network_is_not_exported() -> None:
 # ------------------------------------------------------------------------------------------ refusals
 
 
-def test_without_a_compiler_it_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_compiler_it_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
     dinox_model.save(perturbed(SMALL), tmp_path / "net")
-    assert main(["export", str(tmp_path / "net"), "--format", "pt2", "--output", str(tmp_path / "out")]) == 1
+    with config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):  # monkeypatch leaves the name deleted
+        assert main(["export", str(tmp_path / "net"), "--format", "pt2", "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("export: a .pt2 is made by a C++ compiler, and torch finds none: install one")
     assert len(said.splitlines()) == 1
