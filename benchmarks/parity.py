@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peer_transformers import transformers as load_transformers
 from torch import Tensor, nn
 
 import dinox_model
@@ -104,9 +105,7 @@ def same_numbers(one: VisionTransformer, other: VisionTransformer) -> bool:
 
 def loaded_by_peer(folder: Path) -> Any:
     """What transformers makes of an exported folder. Raises ValueError where it misses or adds a tensor."""
-    import transformers  # pyright: ignore[reportMissingImports]
-
-    peer, found = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    peer, found = load_transformers().AutoModel.from_pretrained(folder, output_loading_info=True)
     wrong = {name: keys for name, keys in found.items() if keys}
     if wrong:
         raise ValueError(f"transformers finds in {folder}: {wrong}")
@@ -144,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--network", action="append", choices=NETWORKS, help="only this one; repeatable")
     options = parser.parse_args(arguments)
     try:
-        import transformers  # pyright: ignore[reportMissingImports]
+        transformers = load_transformers()
     except ImportError:
         parser.error("transformers is not installed: pip install 'dinox[hf]'")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, fp32, CPU\n\n{HEADER}")

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from peak_memory import peak_bytes, wait
+from peer_transformers import transformers as load_transformers
 from timing import Prepared, Setup
 
 PACKAGES = ("torch", "transformers", "numpy")
@@ -31,7 +31,7 @@ class _Peer:
     def __init__(self, folder: str, settings: dict[str, Any], precision: str, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.folder, self.precision, self.device = Path(folder), precision, torch.device(device)
-        transformers: Any = import_module("transformers")
+        transformers = load_transformers()
         model: Any = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**settings, attn_implementation="sdpa"))
         if model.config._attn_implementation != "sdpa":
             raise RuntimeError("transformers did not take torch's scaled_dot_product_attention")

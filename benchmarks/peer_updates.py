@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peak_memory import wait
+from peer_transformers import transformers as load_transformers
 from timing import Prepared, Setup
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class _Network(nn.Module):
 
     def __init__(self, settings: dict[str, Any], weights: dict[str, Tensor]) -> None:
         super().__init__()
-        transformers: Any = import_module("transformers")
+        transformers = load_transformers()
         config = transformers.DINOv3ViTConfig(**settings, attn_implementation="sdpa")
         self.backbone: Any = transformers.DINOv3ViTModel(config).eval()
         shapes = [tuple(value.shape) for name, value in weights.items() if name.startswith("heads.dino.") and

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dinox_model.config import ViTConfig
+from dinox_model.host_to_device import to_device
 
 RESIDUALS_PER_BLOCK = 2
 """Attention and MLP; residual number 2i is block i's attention, 2i + 1 its MLP."""
@@ -47,8 +48,8 @@ class Draws:
         kept = None
         if self.kept is not None:
             lengths = [len(rows) for rows in self.kept]
-            kept = _copied(torch.cat(self.kept), device).split(lengths)
-        return Draws(kept, self.kept_scale, None if self.rope is None else _copied(self.rope, device))
+            kept = to_device(torch.cat(self.kept), device).split(lengths)
+        return Draws(kept, self.kept_scale, None if self.rope is None else to_device(self.rope, device))
 
 
 def num_residuals(config: ViTConfig) -> int:
@@ -120,9 +121,3 @@ def _checked(name: str, value: np.ndarray | None, dtype: str, shape: tuple[int |
     if not fits or value.dtype != dtype:
         raise ValueError(f"{name} must be {wanted}, not {value.dtype} {value.shape}")
     return value
-
-
-def _copied(tensor: Tensor, device: torch.device | str) -> Tensor:
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()  # from other memory the copy would make the host wait
-    return tensor.to(device, non_blocking=True)

@@ -13,16 +13,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from dinox_model import PRESETS
+from dinox_train.config_file import ConfigError as ConfigError
+from dinox_train.config_file import overlay, parse_override, put, read_yaml, written
 from dinox_train.lengths import lengths_in_updates
 from dinox_train.platform.device import check_device_name
 from dinox_train.sections import (
     CheckpointSection,
     DataSection,
     EvaluateSection,
+    EventsSection,
     ExecutionSection,
     HealthSection,
     KernelsSection,
@@ -30,6 +32,7 @@ from dinox_train.sections import (
     ModelSection,
     ObjectiveSection,
     OptimizerSection,
+    PlanSection,
     ProfileSection,
     RehearsalSection,
     RunSection,
@@ -39,12 +42,9 @@ from dinox_train.sections import (
     TeacherSection,
     TrainSection,
     ViewsSection,
+    WatchSection,
 )
 from dinox_train.view_batch import NUM_GLOBAL
-
-
-class ConfigError(ValueError):
-    """A configuration that is refused: what, where it stands, what to do."""
 
 
 class Config(Section):
@@ -73,8 +73,11 @@ class Config(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     log: LogSection = LogSection()
+    watch: WatchSection = WatchSection()
+    events: EventsSection = EventsSection()
     health: HealthSection = HealthSection()
     profile: ProfileSection = ProfileSection()
+    plan: PlanSection = PlanSection()
     rehearsal: RehearsalSection | None = None
     """Instead of the run, try it in small and end with a verdict; see configs/micro.yaml."""
     stages: tuple[StageSection, ...] = ()
@@ -92,6 +95,11 @@ class Config(Section):
         self._check_sizes()
         self._check_images()
         self._check_masks()
+        if self.health.rollback is not None and self.checkpoint.keep_last < 2:
+            raise ValueError(
+                "checkpoint.keep_last is 1: a signal in the midst of the trouble would delete the checkpoint that "
+                "health.rollback goes back to; set it to 2 or more"
+            )
         if any(stage.updates is None for stage in self.stages[:-1]):
             raise ValueError("stages: only the last one may go without `updates`")
         return self
@@ -147,9 +155,11 @@ FREE_ON_RESUME = (
         "device",
         "deterministic",
         "data.shards",
+        "data.after_removal",
         "data.threads",
         "data.prefetch_mib",
         "data.pool_mib",
+        "data.pin",
         "data.max_gbps",
     ),
     *("data.cache_mib", "data.timeout_s"),
@@ -161,8 +171,11 @@ FREE_ON_RESUME = (
         "checkpoint.",
         "evaluate.",
         "log.",
+        "watch.",
+        "events.",
         "health.",
         "profile.",
+        "plan.",
     ),
 )
 _FREE_IN_STAGES = re.compile(r"stages\.\d+\.(train\.accumulation|execution\..+)")
@@ -181,17 +194,6 @@ STAGE_KEYS = (
 _RATES = ("learning_rate", "base_learning_rate")
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML without tags that make objects, with `3e-4` a number (YAML 1.2), and repeated keys refused."""
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.[\d_]+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
 def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Config:
     """The configuration that `files` (later ones overlay earlier ones) and `overrides` (`a.b=value`) describe.
 
@@ -200,12 +202,12 @@ def load_config(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> C
     tree: dict[str, Any] = {}
     places: dict[tuple[str, ...], str] = {}
     for file in files:
-        part, lines = _read_yaml(Path(file))
-        _overlay(tree, part)
+        part, lines = read_yaml(Path(file))
+        overlay(tree, part)
         places.update({path: f"{file}:{line}" for path, line in lines.items()})
     for override in overrides:
-        path, value = _parse_override(override)
-        _put(tree, path, value, override)
+        path, value = parse_override(override)
+        put(tree, path, value, override)
         places[path] = f"command line: {override}"
     return validate(tree, places)
 
@@ -236,7 +238,7 @@ def _in_stage(config: Config, number: int) -> Config:
     for one, other in (_RATES, _RATES[::-1]):
         if one in changes["optimizer"] and other not in changes["optimizer"]:
             tree["optimizer"][other] = None  # the one stands in the place of the other
-    _overlay(tree, changes)
+    overlay(tree, changes)
     try:
         there = Config.model_validate(_tuples(tree))
     except ValidationError as error:
@@ -269,90 +271,7 @@ def difference(before: Config, after: Config) -> list[str]:
 
 def to_yaml(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    return yaml.safe_dump(_lists(config.model_dump()), sort_keys=False, allow_unicode=True)
-
-
-def _read_yaml(file: Path) -> tuple[dict[str, Any], dict[tuple[str, ...], int]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{file}: cannot be read ({error.strerror}). Give an existing YAML file, e.g. configs/demo.yaml."
-        ) from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file}: is not UTF-8 text. A configuration is a YAML file.") from None
-    try:
-        node = yaml.compose(text, _StrictLoader)
-        lines = dict(_key_lines(node, (), file)) if node is not None else {}
-        tree = _StrictLoader(text).get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-    if tree is None:
-        return {}, {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: must hold keys and values (`train:` …), not a {type(tree).__name__}.")
-    return tree, lines
-
-
-def _key_lines(node: yaml.Node, path: tuple[str, ...], file: Path) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Each key's path and line; refuses a key that stands twice in one mapping."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in seen:
-            raise ConfigError(f"{file}:{line}: key `{'.'.join((*path, name))}` stands already in line {seen[name]}.")
-        seen[name] = line
-        yield (*path, name), line
-        yield from _key_lines(value, (*path, name), file)
-
-
-def _parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    key, equals, value = text.partition("=")
-    path = tuple(key.strip().split("."))
-    if not equals or not all(path):
-        raise ConfigError(f"command line: `{text}` is not of the form a.b=value (e.g. train.updates=2000).")
-    try:
-        return path, _StrictLoader(value).get_single_data()
-    except yaml.YAMLError:
-        raise ConfigError(f"command line: the value of `{text}` is not valid YAML; quote it.") from None
-
-
-def _overlay(tree: dict[str, Any], part: Mapping[str, Any]) -> None:
-    for name, value in part.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
-            _overlay(tree[name], value)
-        else:
-            tree[name] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _put(tree: Any, path: Sequence[str], value: Any, text: str, walked: tuple[str, ...] = ()) -> None:
-    """Put what the command line says at `path`; the number of an item leads into a list: `stages.0.updates`."""
-    name, *rest = path
-    where = ".".join(walked)
-    key: Any = name
-    if isinstance(tree, list):
-        if not (name.isdecimal() and int(name) < len(tree)):
-            known = f"items 0 to {len(tree) - 1}" if tree else "no items"
-            raise ConfigError(f"command line: `{text}`: `{where}` has {known}, and `{name}` is none of them.")
-        key = int(name)
-    elif name.isdecimal():
-        raise ConfigError(
-            f"command line: `{text}`: no file gives a list `{where or name}` that has an item {name}. Give all of it, "
-            f"'{where or name}=[{{KEY: value}}]', or write it into a file and overlay that."
-        )
-    there = tree[key] if isinstance(tree, list) else tree.get(key)
-    if rest:
-        if not isinstance(there, dict | list):
-            there = tree[key] = {}
-        _put(there, rest, value, text, (*walked, name))
-    elif isinstance(value, Mapping) and isinstance(there, dict):
-        _overlay(there, value)
-    else:
-        tree[key] = value
+    return written(config.model_dump())
 
 
 def _explain(item: Mapping[str, Any], places: Mapping[tuple[str, ...], str]) -> str:
@@ -363,7 +282,7 @@ def _explain(item: Mapping[str, Any], places: Mapping[tuple[str, ...], str]) -> 
         known = _known_keys(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         elsewhere = [full for full, _ in _flatten(Config().model_dump()) if full.split(".")[-1] == location[-1]]
-        near = [".".join((*location[:-1], near[0]))] if near else elsewhere
+        near = elsewhere or [".".join((*location[:-1], one)) for one in near]
         advice = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}."
         return f"{place}: unknown key `{key}`; {advice}"
     message = item["msg"].removeprefix("Value error, ")
@@ -397,9 +316,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _tuples(item) for name, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _lists(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _lists(item) for name, item in value.items()}
-    return [_lists(item) for item in value] if isinstance(value, tuple) else value

@@ -23,6 +23,7 @@ from dinox_model.positions import rotations
 from dinox_model.workload import grid_of, num_tokens
 from dinox_train.config import Config
 from dinox_train.feed import Unfilter
+from dinox_train.platform import product_dtype
 from dinox_train.stages import Stage
 from dinox_train.view_batch import NUM_GLOBAL
 from dinox_train.view_plan import ViewSettings, draw_views
@@ -65,7 +66,7 @@ def choose_run_kernels(
     Raises ValueError where a form that was asked for by name cannot run here, or is wrong.
     """
     wanted = config.kernels.model_dump()
-    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    dtype = product_dtype(config.precision)
     compiled = any(stage.config.execution.compile != "off" for stage in stages)
     simple = partial(choose_fused, device=device, timer=timer)
     network, choices = choose_network_kernels(
@@ -104,6 +105,11 @@ def choose_run_kernels(
         unfilter=unfilter,
         choices=(*choices, losses, optimized, cropped, unfiltered),
     )
+
+
+def product_rows(vit: ViTConfig, stages: tuple[Stage, ...], dtype: torch.dtype) -> int:
+    """Rows (tokens of a micro-batch) that the networks' matrix products have in the first stage."""
+    return sum(shape.images * shape.tokens for shape in attention_shapes(vit, stages[:1], dtype))
 
 
 def attention_shapes(vit: ViTConfig, stages: tuple[Stage, ...], dtype: torch.dtype) -> tuple[AttentionShape, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dinox_model import Preprocess, ViTConfig
+from dinox_model.host_to_device import to_device
 from dinox_train.masking import draw_masks, draw_patches
 from dinox_train.network_draws import PassDraws, draw_pass, draw_unknown_scale
 from dinox_train.objectives.objective import Needs
@@ -96,7 +97,7 @@ class GlobalBatch:
             gram_views=gram_views,
             gram_mm=gram_mm,
             gram_patches=gram_patches,
-            labels=None if labels is None else _to_device(labels.astype(np.float32), device),
+            labels=None if labels is None else to_device(labels.astype(np.float32), device),
         )
         return batch, plan
 
@@ -114,7 +115,7 @@ class GlobalBatch:
             num_views=NUM_GLOBAL,
             grid=(side, side),
         )
-        return Masked(*(_to_device(part, device) for part in (plan.masks, plan.indices, plan.weights)))
+        return Masked(*(to_device(part, device) for part in (plan.masks, plan.indices, plan.weights)))
 
     def _gram_patches(self, rows: np.ndarray, device: torch.device) -> Tensor | None:
         recipe = self.recipe
@@ -129,7 +130,7 @@ class GlobalBatch:
             num_patches=num_patches,
             count=count,
         )
-        return _to_device(drawn, device)
+        return to_device(drawn, device)
 
     def _told_mm(self, plan: ViewPlan, rows: np.ndarray) -> np.ndarray:
         """mm_per_pixel (b, V, 2) of the plan, NaN where the student is not told."""
@@ -145,15 +146,9 @@ class GlobalBatch:
         """float32 (V*b, 2), view-major, of mm (b, V, 2), where the network wants to know."""
         if not self.recipe.vit.uses_mm_per_pixel:
             return None
-        return _to_device(mm.swapaxes(0, 1).reshape(-1, 2).astype(np.float32), device)
+        return to_device(mm.swapaxes(0, 1).reshape(-1, 2).astype(np.float32), device)
 
 
 def pieces(rows: int, size: int) -> Sequence[np.ndarray]:
     """The places 0 … rows - 1 in pieces of `size`, the last one of what is left."""
     return [np.arange(first, min(first + size, rows)) for first in range(0, rows, size)]
-
-
-def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    # From plain memory the copy would make the host wait.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

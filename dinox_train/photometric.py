@@ -9,9 +9,9 @@ nothing waits for the device.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from dinox_model.host_to_device import to_device
 from dinox_train.keyed_normal import keyed_normal
 
 
@@ -24,13 +24,13 @@ def add_noise_(hu: Tensor, sigma_hu: np.ndarray, keys: np.ndarray) -> None:
     rows = np.flatnonzero(sigma_hu)
     if not len(rows):
         return
-    noise = keyed_normal(_to(keys[rows].view(np.int32), hu.device), hu[0].numel())
-    noise *= _to(sigma_hu[rows].astype(np.float32), hu.device)[:, None]
+    noise = keyed_normal(to_device(keys[rows].view(np.int32), hu.device), hu[0].numel())
+    noise *= to_device(sigma_hu[rows].astype(np.float32), hu.device)[:, None]
     noise = noise.view(len(rows), *hu.shape[1:])
     if len(rows) == len(hu):
         hu += noise
     else:
-        hu.index_add_(0, _to(rows, hu.device), noise)
+        hu.index_add_(0, to_device(rows, hu.device), noise)
 
 
 def apply_gamma_(shown: Tensor, gamma: np.ndarray) -> None:
@@ -38,13 +38,9 @@ def apply_gamma_(shown: Tensor, gamma: np.ndarray) -> None:
     rows = np.flatnonzero(gamma != 1.0)
     if not len(rows):
         return
-    exponents = _to(gamma[rows].astype(np.float32), shown.device).view(-1, *(1,) * (shown.ndim - 1))
+    exponents = to_device(gamma[rows].astype(np.float32), shown.device).view(-1, *(1,) * (shown.ndim - 1))
     if len(rows) == len(shown):
         shown.pow_(exponents)
     else:
-        chosen = _to(rows, shown.device)
+        chosen = to_device(rows, shown.device)
         shown.index_copy_(0, chosen, shown.index_select(0, chosen).pow_(exponents))
-
-
-def _to(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(values).to(device, non_blocking=True)

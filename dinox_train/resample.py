@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinox_model.host_to_device import to_device
+
 CROP_MULTIPLE = 32
 """Shared crops have sides of such multiples, so that few different shapes meet the device's allocator and GEMMs."""
 BLOCK = 32
@@ -156,7 +158,7 @@ def _cut(images: Tensor, corner: np.ndarray, extent: np.ndarray) -> Tensor:
         return images[:, :, top : top + height, left : left + width]
     if (height, width) == tuple(images.shape[2:]):
         return images
-    corners = torch.from_numpy(corner).to(images.device, non_blocking=True)
+    corners = to_device(corner, images.device)
     rows = corners[:, 0, None] + torch.arange(height, device=images.device)
     columns = corners[:, 1, None] + torch.arange(width, device=images.device)
     which = torch.arange(len(images), device=images.device)[:, None, None, None]
@@ -176,12 +178,12 @@ def _weights(
     around = outputs[:, :1] + np.arange(-reach, count + reach)
     around %= 2 * size  # the mirrored continuation beyond both edges
     around = np.minimum(around, 2 * size - 1 - around)
-    middles = torch.from_numpy((around + 0.5).astype(np.float32)).to(device, non_blocking=True)[:, :, None]
+    middles = to_device((around + 0.5).astype(np.float32), device)[:, :, None]
     scale = (crops.length / size)[..., None]
     # Everything from the first pixel of the band on: small numbers, which float32 holds exactly enough.
     fields = (crops.start[..., None] - begin, scale, crops.low[..., None] - begin, crops.high[..., None] - begin)
     geometry = np.stack(np.broadcast_arrays(*fields)).astype(np.float32)
-    numbers = torch.from_numpy(geometry).to(device, non_blocking=True)[..., None, None]
+    numbers = to_device(geometry, device)[..., None, None]
     start, step, first, end = numbers  # each (2, m, blocks, 1, 1)
     per_support = 1.0 / step.abs().clamp(min=1.0)
     centres = torch.arange(broad, device=device) + 0.5
@@ -197,7 +199,7 @@ def _weights(
 def _gaussian(sigma: np.ndarray, count: int, reach: int, device: torch.device) -> Tensor:
     """float32 (b, n, n + 2 reach): row i holds a Gaussian's weights of the pixels i - reach to i + reach, sum 1."""
     numbers = np.stack((np.maximum(sigma, _NO_BLUR), np.ceil(BLUR_REACH * sigma))).astype(np.float32)
-    deviation, end = torch.from_numpy(numbers).to(device, non_blocking=True)[:, :, None, None]
+    deviation, end = to_device(numbers, device)[:, :, None, None]
     pixels = torch.arange(-reach, count + reach, device=device) - torch.arange(count, device=device)[:, None]
     weights = torch.exp(-0.5 * (pixels / deviation).square()) * (pixels.abs() <= end)
     return weights.div_(weights.sum(dim=-1, keepdim=True))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinox_model.host_to_device import to_device
 from dinox_model.preprocess import Preprocess, normalise, window_hu
 from dinox_train.photometric import add_noise_, apply_gamma_
 from dinox_train.resample import resample
@@ -131,7 +132,7 @@ def _render(
         shown_rows = hu.shape[:2]
         hu = hu.flatten(0, 1)
         windows = np.stack((_view_major(plan.level_hu[rows, chosen]), _view_major(plan.width_hu[rows, chosen])))
-        windows = torch.from_numpy(windows.astype(np.float32)).to(images.device, non_blocking=True)
+        windows = to_device(windows.astype(np.float32), images.device)
         if distorted:
             add_noise_(hu, _view_major(plan.noise_hu[rows, chosen]), _view_major(plan.noise_key[rows, chosen]))
         shown = window_hu(hu, *windows[..., None, None, None])

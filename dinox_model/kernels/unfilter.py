@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinox_model.host_to_device import to_device
 from dinox_model.kernels.architecture import architecture
 from dinox_model.kernels.language import can_run_on, kernel, tl
 from dinox_model.kernels.tiles import Launch, tiles_for
@@ -49,9 +50,7 @@ def unfilter(filtered: Tensor, sizes: np.ndarray, filters: np.ndarray, slice_siz
             "that device in torch), or leave it out: the loader's threads then undo the filter."
         )
     facts = np.concatenate((sizes, np.asarray(filters)[:, None]), axis=1).astype(np.int32)
-    told = torch.from_numpy(facts)
-    if filtered.device.type == "cuda":
-        told = told.pin_memory().to(filtered.device, non_blocking=True)
+    told = to_device(facts, filtered.device)
     is_wide = not any(number % 16 for number in (*facts[:, 1].tolist(), filtered.shape[2], slice_size[1]))
     return _unfilter_op(filtered, told, *slice_size, is_wide)
 

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from dinox_model.host_to_device import to_device
 from dinox_model.kernels.architecture import architecture
 from dinox_model.kernels.language import can_run_on, kernel, tl
 from dinox_model.kernels.tiles import Launch
@@ -209,7 +210,7 @@ class OnePassAdamW(torch.optim.AdamW):
             addresses[index] = _aligned_gradient(parameter).data_ptr()
             rates[0][index], rates[1][index] = group["lr"], group["weight_decay"]
         device = self.student.buffer.device
-        return _to_device(torch.tensor(addresses), device), _to_device(torch.tensor(rates), device)
+        return to_device(torch.tensor(addresses), device), to_device(torch.tensor(rates), device)
 
     def _keep_state(self, index: int, parameter: nn.Parameter) -> None:
         """Take in what a checkpoint, or torch's own step, has put in the place of the flat buffers' views."""
@@ -250,11 +251,6 @@ def _aligned_gradient(parameter: nn.Parameter) -> Tensor:
         gradient = gradient.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         parameter.grad = gradient
     return gradient
-
-
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    # From plain memory the copy would make the host wait.
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def launches(arch: str) -> Iterator[Launch]:

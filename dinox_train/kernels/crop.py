@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dinox_model.host_to_device import to_device
 from dinox_model.kernels.architecture import architecture
 from dinox_model.kernels.language import can_run_on, kernel, tl
 from dinox_model.kernels.tiles import Launch, Tiles, tiles_for
@@ -54,7 +55,7 @@ def crop(
     if not can_run_on(images.device):
         raise RuntimeError(f"crop: no Triton kernel runs on {images.device}. Set kernels.crop to reference.")
     told = _told(plan, views, size, distorted)
-    numbers, places = (_to_device(each, images.device) for each in (told.numbers, told.places))
+    numbers, places = (to_device(each, images.device) for each in (told.numbers, told.places))
     return _crop_op(images, numbers, places, size, told.taps, mean, std)
 
 
@@ -99,12 +100,6 @@ def _told(plan: ViewPlan, views: range, size: int, distorted: bool) -> _Told:
         np.stack(places, axis=1).astype(np.int32),
         int(taps.max(initial=1)),
     )
-
-
-def _to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    told = torch.from_numpy(values)
-    # From plain memory the copy would make the host wait.
-    return told.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else told
 
 
 # --- the kernels -------------------------------------------------------------------------------------------------

@@ -10,5 +10,6 @@ from dinox_train.platform.precision import MatrixProducts as MatrixProducts
 from dinox_train.platform.precision import PrecisionError as PrecisionError
 from dinox_train.platform.precision import assert_precision as assert_precision
 from dinox_train.platform.precision import autocast as autocast
+from dinox_train.platform.precision import product_dtype as product_dtype
 from dinox_train.platform.repeatable import make_deterministic as make_deterministic
 from dinox_train.platform.software import describe as describe

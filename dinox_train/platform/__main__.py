@@ -54,13 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tuned(config: Config) -> Iterator[str]:
-    import torch
-
-    from dinox_train.kernel_choice import attention_shapes
+    from dinox_train.kernel_choice import attention_shapes, product_rows
     from dinox_train.learner import vit_config
     from dinox_train.platform.device import choose_device
     from dinox_train.platform.facts import find
     from dinox_train.platform.kept import Kept
+    from dinox_train.platform.precision import product_dtype
     from dinox_train.platform.switches import settle
     from dinox_train.platform.tune import Work, tune
     from dinox_train.stages import stages_of
@@ -69,10 +68,10 @@ def _tuned(config: Config) -> Iterator[str]:
     facts = find(device)
     yield f"machine: {facts.words()}"
     yield from (f"environment: {line}" for line in settle(facts, os.environ))
-    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    dtype = product_dtype(config.precision)
     vit, stages = vit_config(config), stages_of(config)
     shapes = attention_shapes(vit, stages, dtype)
-    rows = sum(shape.images * shape.tokens for shape in attention_shapes(vit, stages[:1], dtype))
+    rows = product_rows(vit, stages, dtype)
     yield from tune(Work(vit=vit, rows=rows, dtype=dtype, shapes=shapes), facts, device, Kept(facts))
 
 

@@ -19,12 +19,17 @@ class PrecisionError(RuntimeError):
     """Matrix products run in another dtype than the configuration asks for."""
 
 
+def product_dtype(precision: str) -> torch.dtype:
+    """What matrix products run in. Raises KeyError for another precision than the configuration knows."""
+    return _DTYPES[precision]
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which the networks run: a no-op for fp32, else matrix products in bfloat16.
 
     Raises KeyError for another precision than the configuration knows.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_DTYPES[precision] == torch.bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=product_dtype(precision) == torch.bfloat16)
 
 
 class MatrixProducts(TorchDispatchMode):
@@ -66,7 +71,7 @@ def assert_precision(
             output = network(images)
         output.float().sum().backward()
     for (name, dtype), count in products.dtypes.items():
-        if dtype != _DTYPES[precision]:
+        if dtype != product_dtype(precision):
             raise PrecisionError(f"precision: {precision} was asked for, and {count} {name} run in {dtype}.")
     if not products.dtypes:
         raise PrecisionError("precision: no matrix product was seen; the check has lost sight of the network.")

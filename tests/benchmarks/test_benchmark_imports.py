@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 STANDARD_LIBRARY_ONLY = ("timing", "serve", "harness", "intervals", "machine", "result", "compare", "loader_meters")
-PEERS_WITH_TORCH = ("peak_memory", "peer_networks", "peer_updates")
+PEERS_WITH_TORCH = ("peak_memory", "peer_networks", "peer_transformers", "peer_updates")
 PEERS = ("peer_codecs", "peer_stores", "peer_loaders", "peer_loader_stores")
 
 

@@ -137,7 +137,7 @@ def test_moving_them_to_a_device_keeps_them() -> None:
     assert Draws().to("cpu") == Draws()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_moving_them_to_a_gpu_waits_for_nothing() -> None:
     config = dataclasses.replace(CONFIG, rope_shift=0.1)
     draws = draw_from(config, 32, torch.Generator().manual_seed(0))

@@ -193,7 +193,7 @@ def test_the_process_grows_by_what_was_planned(repository: Path) -> None:
     assert planned == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", ["none", "block", "selective"])
 @pytest.mark.parametrize("backward", [False, True])
