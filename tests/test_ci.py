@@ -60,9 +60,10 @@ def test_the_stages_and_the_time_of_the_last(machine: Machine, tmp_path: Path) -
     assert _calls(tmp_path, "make") == ["setup", "test", "demo SHORT=1", "faults FAULTS_MINUTES=15"]
     assert _calls(tmp_path, "python") == [
         "tools/compile_kernels.py --check --minutes 5",
-        "-m pytest tests/io tests/model",
-        "-m pip install -q -c .venv/constraints.txt --editable .[hf]",
-        "-m pytest tests/model -k huggingface or lora",
+        "-m pytest --numprocesses auto --dist loadfile tests/io tests/model",
+        "-m pytest tests/test_checkpoint_notebook.py -k demo",
+        "-m pip install -q -c .venv/constraints.txt --editable .[hf] tensorboard",
+        "-m pytest tests/model tests/train/test_watch_run.py -k huggingface or lora or tensorboard",
     ]
 
 
