@@ -44,6 +44,7 @@ SIZE, SLICES = 1500, 128
 SIZE_QUICK, SLICES_QUICK = 100, 24
 ROUNDS, COLD_ROUNDS = 9, 5
 """Of so many contenders that each round takes half a minute."""
+PEERS = (*peer_loader_stores.STORES, peer_loaders.WEBDATASET)
 QUICK_COLD = ("npy pread", "tensorstore blosc")
 """Peers of the cold session with --quick."""
 ABSENT = {
@@ -60,6 +61,8 @@ class Given(NamedTuple):
     size_bytes: int
     slices: int
     cores: Sequence[int]
+    only: Sequence[str] = ()
+    """Names of peers; none: all."""
 
 
 @contextmanager
@@ -119,7 +122,9 @@ def _written(data: loader_data.LoaderData, given: Given, plan: Plan, made: Resul
         made.notes.append("no peers were measured: --peers was not given")
         return []
     stores = []
-    for store in (*peer_loader_stores.STORES, peer_loaders.WEBDATASET):
+    for store in PEERS:
+        if given.only and store not in given.only:
+            continue
         arguments = _peer_arguments(data, store, plan, cores=1, cold=False)
         with Worker(given.peers, "peer_loaders", arguments, environment="peers") as worker:
             made.versions["peers"] = worker.versions
@@ -207,6 +212,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", metavar="MB", type=int, help=f"of the volumes, raw (default: {SIZE}, with --quick {SIZE_QUICK})"
     )
+    parser.add_argument("--peer", action="append", choices=PEERS, help="only this one; repeatable (default: all)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="also a picture of the rates, a .png or .svg")
     return parser.parse_args(arguments)
 
@@ -218,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     there = len(os.sched_getaffinity(0))
     cores = sorted({1, min(2, there)}, reverse=True)
     slices = SLICES_QUICK if asked.quick else SLICES
-    given = Given(asked.peers, asked.scratch, size * 10**6, slices, cores)
+    given = Given(asked.peers, asked.scratch, size * 10**6, slices, cores, asked.peer or ())
     try:
         made = run(load_cases(asked.data, quick=asked.quick), given, Plan.of(asked.quick))
     except (cases.CasesError, WorkerError) as error:
