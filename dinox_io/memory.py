@@ -27,7 +27,7 @@ def taken(size: int, allocate: Allocate) -> np.ndarray:
 
 def check_memory(needed_bytes: int) -> None:
     """MemoryError, with both figures, if the slabs cannot fit into what is free now (or into the cgroup's limit)."""
-    free_bytes = _free_memory_bytes()
+    free_bytes = free_memory_bytes()
     if free_bytes is not None and needed_bytes > free_bytes:
         raise MemoryError(
             f"the loader's slabs need {needed_bytes / 2**20:.0f} MiB and {free_bytes / 2**20:.0f} MiB are free: lower "
@@ -35,7 +35,7 @@ def check_memory(needed_bytes: int) -> None:
         )
 
 
-def _free_memory_bytes() -> int | None:
+def free_memory_bytes() -> int | None:
     """What the machine, and the limit of our cgroup if there is one, leave; None where the system does not tell."""
     free = [_available_bytes(), _group_free_bytes(Path("/sys/fs/cgroup"))]
     return min((size for size in free if size is not None), default=None)

@@ -63,6 +63,7 @@ class Pipeline:
         self.room = Room(slice_size, allocate)
         self._pace = pace
         self._changed = threading.Condition()
+        self._process = os.getpid()
         self._jobs: deque[Job] = deque()  # not begun
         self._running: list[Job] = []
         self._on_the_way: deque[Placed] = deque()
@@ -87,6 +88,8 @@ class Pipeline:
 
         Raises ShardError for damage, LoaderError for any other failure of a thread, LoaderStalled after timeout_s.
         """
+        if os.getpid() != self._process:
+            raise LoaderError("this loader is another process's: a fork has none of its threads; make one here")
         begin_s = time.monotonic()
         with self._changed:
             if self._held is not None:
@@ -146,7 +149,12 @@ class Pipeline:
         raise self._error
 
     def stop(self) -> None:
-        """End all threads, waiting at most 1.5 s for them: one that hangs in the storage is left behind, a daemon."""
+        """End all threads, waiting at most 1.5 s for them: one that hangs in the storage is left behind, a daemon.
+
+        In a fork there are none, and the lock may be held for ever by one that there was: nothing is done.
+        """
+        if os.getpid() != self._process:
+            return
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

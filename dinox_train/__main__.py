@@ -20,17 +20,25 @@ from dinox_model.host_memory import keep_freed_memory
 from dinox_train.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, remove_leftovers
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
 from dinox_train.data import LeakError, open_dataset, tell_provenance
-from dinox_train.kernel_choice import RunKernels, attention_shapes, choose_run_kernels
+from dinox_train.kernel_choice import RunKernels, choose_run_kernels, product_rows
 from dinox_train.learner import Learner, preprocess_of, vit_config
 from dinox_train.out_of_memory import is_out_of_memory, out_of_memory_in_words
 from dinox_train.plan_report import plan_lines
-from dinox_train.platform import PrecisionError, check_compiler, choose_device, describe, make_deterministic
+from dinox_train.platform import (
+    PrecisionError,
+    check_compiler,
+    choose_device,
+    describe,
+    make_deterministic,
+    product_dtype,
+)
 from dinox_train.platform.start import Platform, start
 from dinox_train.prototype_counts import with_prototypes
 from dinox_train.rehearsal import rehearse
 from dinox_train.run import RunFolder, RunFolderError, StopSignals, log, logging_to
 from dinox_train.stages import stages_of
 from dinox_train.trainer import Trainer
+from dinox_train.watch.sinks import check_installed
 
 EXIT_DONE, EXIT_ERROR, EXIT_USAGE = 0, 1, 2
 
@@ -43,6 +51,7 @@ EXAMPLES = """examples:
   python -m dinox_train --config configs/demo.yaml data.shards=fake          try this machine without any data
   python -m dinox_train --config configs/vit_s.yaml --config configs/hardware/rtx_4090.yaml data.shards=/data/shards
   python -m dinox_train --config configs/vit_l.yaml --config configs/hardware/rtx_4090.yaml --plan      does it fit?
+  python -m dinox_train --config configs/vit_l.yaml --plan plan.machine=h200 plan.days=14   what fits into two weeks?
   python -m dinox_train --config configs/vit_l.yaml --config configs/micro.yaml     a rehearsal: 0 passed, 1 failed
 
 exit codes: 0 done (with --plan: whatever the verdict) · 1 error · 2 usage or a refused configuration · 4 stopped by the
@@ -70,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="say what the run would take and whether it fits, and end; needs no shards and no GPU, writes nothing",
+        help="say what the run would take, here or on plan.machine, and whether it fits, and end; needs no shards and "
+        "no GPU, writes nothing",
     )
     options = parser.parse_args(arguments)
     try:
@@ -116,6 +126,7 @@ def run(config: Config) -> int:
             return EXIT_DONE
         try:
             device = choose_device(config.device)
+            check_installed(config.log.sinks)
             if any(stage.config.execution.compile != "off" for stage in stages_of(config)):
                 check_compiler(device)
             repeatable = make_deterministic() if config.deterministic else None
@@ -129,8 +140,9 @@ def run(config: Config) -> int:
             if repeatable is not None:
                 log.info("%s", repeatable)
             platform, kernels = settle_machine(config, device)
-            began = checkpoint.state["shards"] if checkpoint else None
-            dataset = open_dataset(config.data, folder.path, began, log.info)
+            state = checkpoint.state if checkpoint else {}
+            so_far = {"removals": state.get("removals", ()), "update": state.get("update", 0)}
+            dataset = open_dataset(config.data, folder.path, state.get("shards"), log.info, **so_far)
             if config.data.shards == "fake":
                 log.warning("data.shards is fake: made-up volumes, to try a machine; nothing can be learnt from them")
             tell_provenance(dataset, log.info, log.warning)
@@ -145,7 +157,7 @@ def run(config: Config) -> int:
                 start_from(learner, Path(config.run.init_from))
             folder.write_text("config.yaml", to_yaml(config))
             noted = {"shards": dataset.provenance, "filters": codec.describe().removeprefix("filters: ")}
-            noted |= {"platform": platform.record(), "kernels": kernels.record()}
+            noted |= {"platform": platform.record(), "kernels": kernels.record(), "removals": dataset.removals}
             folder.write_json("env.json", describe(device) | noted)
             return trainer.train(stop, progress)
 
@@ -154,8 +166,8 @@ def settle_machine(config: Config, device: torch.device) -> tuple[Platform, RunK
     """Look at the machine and set it, choose the kernels, and say all of it. Raises ConfigError for a kernel that was
     asked for by name and cannot run."""
     vit, stages = vit_config(config), stages_of(config)
-    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-    rows = sum(shape.images * shape.tokens for shape in attention_shapes(vit, stages[:1], dtype))
+    dtype = product_dtype(config.precision)
+    rows = product_rows(vit, stages, dtype)
     platform = start(device, vit, rows, dtype, routed=config.kernels.linear == "auto")
     for line in platform.lines:
         log.info("%s", line)
@@ -210,6 +222,8 @@ def settled(config: Config, previous: Config | None) -> Config:
             f"run.init_from: {config.run.folder} holds checkpoints of a run that began otherwise; weights start a "
             "new run, so give another run.folder."
         )
+    # Whose weights it began with stays in its checkpoints: they say whom it has seen (tools/probing/pretraining.py).
+    config = config.model_copy(update={"run": config.run.model_copy(update={"init_from": previous.run.init_from})})
     changed = difference(previous, config)
     if changed:
         raise ConfigError(

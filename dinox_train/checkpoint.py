@@ -36,6 +36,7 @@ from dinox_model import VisionTransformer
 FORMAT = "dinox-checkpoint"
 VERSION = 1
 MANIFEST = "MANIFEST.json"
+STATE = "train/state.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -101,11 +102,10 @@ def save_checkpoint(
         (temporary / "train" / "state.json").write_bytes(_json(state))
         (temporary / MANIFEST).write_bytes(_json(_manifest(temporary)))
         replace_folder(temporary, final)
-    except SafetensorError as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _as_os_error(error, temporary) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise _as_os_error(error, temporary) from error
         raise
     return final
 
@@ -124,9 +124,10 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, only: Sequence[str] | None = None) -> Checkpoint:
     """Verify every byte of a checkpoint and read its state.
 
+    only: names of the files that will be read, for a reader of a part: they alone, and the state, are verified.
     Raises DamagedCheckpoint that names what is wrong; CheckpointError where another version of DINOX wrote it, and
     OSError where it cannot be read just now: neither is damage.
     """
@@ -137,6 +138,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             f"{FORMAT!r} version {VERSION}. Use the release of DINOX that wrote it."
         )
     for name, entry in manifest["files"].items():
+        if only is not None and name not in (STATE, *only):
+            continue
         file = folder / name
         if not file.is_file():
             raise DamagedCheckpoint(f"{folder}: {name} is missing.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ class Source:
 class Dataset:
     """The open shard sets and the sides a run uses.
 
+    removals: where the run went on although a patient had been taken out of a set: after which `update`, the digest it
+    `began` with and the one it has `now`, of each such start.
+
     train_side: "train", or "val" where that is all there is, or None for all volumes; val_side: "val", or None where
     there is nothing to validate on. The `test` side is never among them.
     """
@@ -43,6 +46,7 @@ class Dataset:
     sources: tuple[Source, ...]
     train_side: str | None
     val_side: str | None
+    removals: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def volumes(self) -> list[VolumeRecord]:
@@ -83,6 +87,14 @@ class Dataset:
             for source in self.sources
         ]
 
+    def removals_told(self, update: int) -> list[str]:
+        """Of the removals that this start was told of, after `update` updates: words for the events."""
+        return [
+            f"goes on with the set {one['now']}, without a patient who was withdrawn; it began with {one['began']}"
+            for one in self.removals
+            if one["update"] == update
+        ]
+
     def ways_on(self, error: ShardError) -> str:
         """What is damaged, and how a run may go on nevertheless."""
         found = [
@@ -96,8 +108,7 @@ class Dataset:
             f"{error}. The data is damaged, or cannot be read; the run ends after a checkpoint. Restore the shard from "
             f"a copy (python tools/verify_shards.py {folder} names all that is damaged), and the same command goes on. "
             f"Where there is no copy, `python tools/pack_shards.py --output {folder} --remove {patient}` takes the "
-            "patient out; that is another set, which this run refuses, so start another run.folder and say so: "
-            "run.init_from with its newest checkpoint keeps what was learnt."
+            "patient out; the run then goes on without that patient once data.after_removal names the set as it is now."
         )
 
     @property
@@ -114,32 +125,48 @@ class Dataset:
 
 
 def open_dataset(
-    data: DataSection, run_folder: Path, began: Sequence[tuple[str, float]] | None, say: Callable[[str], None]
+    data: DataSection,
+    run_folder: Path,
+    began: Sequence[tuple[str, float]] | None,
+    say: Callable[[str], None],
+    *,
+    removals: Sequence[Mapping[str, Any]] = (),
+    update: int = 0,
 ) -> Dataset:
     """Open what `data.shards` names. `began`: digest and weight of the sets a resumed run began with; None: a new run.
 
+    removals, update: of the run so far (`Dataset.removals`), and how many updates it has done.
     Raises ShardError for a damaged set, ConfigError where a set is another one than the run began with or has another
-    weight, a patient was removed from it since, or it has nothing to train on, LeakError.
+    weight, a patient was removed from it since and nobody said that the run goes on (data.after_removal), or it has
+    nothing to train on, LeakError.
     """
     named = _named(data, run_folder)
     if began is not None and len(began) != len(named):
         raise ConfigError(f"data.shards: names {len(named)} sets, and the run began with {len(began)}")
     opened: list[ShardSet] = []
+    told: list[Mapping[str, Any]] = []
     for number, (folder, _) in enumerate(named):
         shards = _open(folder, data)
         if began is not None and began[number][0] != shards.digest:
-            shards = _as_the_run_began(shards, folder, data, began[number][0], say)
+            if _goes_on_after_removal(shards, folder, data, began[number][0], say):
+                told.append({"update": update, "began": began[number][0], "now": shards.digest})
+            else:
+                shards = _as_the_run_began(shards, folder, began[number][0], data, say)
         opened.append(shards)
     volumes = [volume for shards in opened for volume in shards.volumes]
     train_side, val_side = _sides({volume.split for volume in volumes}, named)
+    if told and "train" not in {volume.split for volume in volumes}:
+        raise ConfigError("data.after_removal: no volume to train on is left. Start another run.folder on another set.")
     if val_side:
         refuse_leaks(volumes)
     weights = _weights(data, opened, [weight for _, weight in named], train_side)
-    if began is not None:
+    if began is not None and told and data.temperature is not None:
+        weights = [weight for _, weight in began]  # those of the sets as they were: the run has them
+    elif began is not None:
         _check_weights(weights, [weight for _, weight in began])
     folders = [folder for folder, _ in named]
     sources = tuple(Source(*source) for source in zip(opened, weights, folders, strict=True))
-    dataset = Dataset(sources, train_side, val_side)
+    dataset = Dataset(sources, train_side, val_side, (*removals, *told))
     if len(dataset.having(train_side)) < len(opened):
         drawn_from = dataset.having(train_side)
         folder = next(folder for (folder, _), shards in zip(named, opened, strict=True) if shards not in drawn_from)
@@ -195,18 +222,37 @@ def _weights(
     return temperature_weights([max(count, 1) for count in slices], data.temperature)
 
 
-def _as_the_run_began(
-    shards: ShardSet, folder: str, data: DataSection, digest: str | None, say: Callable[[str], None]
-) -> ShardSet:
+def _goes_on_after_removal(
+    shards: ShardSet, folder: str, data: DataSection, digest: str, say: Callable[[str], None]
+) -> bool:
+    """Whether a patient was removed from the set since, and the configuration says that the run goes on.
+
+    Raises ConfigError where it does not say so.
+    """
     removed = shards.manifest.get("removed") or {"manifests": []}
-    if digest in removed["manifests"]:
-        shards.close()
-        raise ConfigError(
-            f"data.shards: a patient was withdrawn from {folder} since the run began (its set had the digest "
-            f"{digest}), and the checkpoints of the run have seen that patient: it does not go on. Start another "
-            "run.folder on the set as it is now, and decide what becomes of these checkpoints and of what was made of "
-            "them (run.init_from with them would carry over what they learnt from that patient)."
+    if digest not in removed["manifests"]:
+        return False
+    if any(shards.digest.startswith(one) for one in data.after_removal):
+        say(
+            f"a patient was withdrawn from the set since the run began ({digest[:16]}…); as data.after_removal says, "
+            f"the run goes on with the set as it is now ({shards.digest[:16]}…). What it learnt from that patient "
+            "stays in its weights, and in its earlier checkpoints"
         )
+        return True
+    now = shards.digest
+    shards.close()
+    raise ConfigError(
+        f"data.shards: a patient was withdrawn from {folder} since the run began (its set had the digest "
+        f"{digest}), and the checkpoints of the run have seen that patient: it does not go on by itself. Start another "
+        "run.folder on the set as it is now, and decide what becomes of these checkpoints and of what was made of "
+        "them (run.init_from with them would carry over what they learnt from that patient). Where what was learnt "
+        f"from that patient may be kept, data.after_removal=[{now}] goes on with the set as it is now."
+    )
+
+
+def _as_the_run_began(
+    shards: ShardSet, folder: str, digest: str, data: DataSection, say: Callable[[str], None]
+) -> ShardSet:
     earlier = f"{EARLIER_FOLDER}/{digest}.json"
     if earlier not in set_folder(folder)[0].names(EARLIER_FOLDER):
         raise ConfigError(

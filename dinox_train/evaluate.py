@@ -1,5 +1,5 @@
-"""What a run looks at between updates: the loss on patients it never trains on, and how well its features tell how high
-a slice lies in its volume.
+"""What a run looks at between updates: the loss on patients it never trains on, and what its features tell: how high a
+slice lies in its volume, whether it bears a mark, and, as they should not, which scanner took it.
 
 The same windows and the same views every time, so that figures of different updates compare.
 """
@@ -21,9 +21,10 @@ from dinox_train.config import Config
 from dinox_train.data import Dataset
 from dinox_train.learner import Learner
 from dinox_train.micro_batch import GlobalBatch, pieces
-from dinox_train.nearest import height_r2
+from dinox_train.nearest import height_r2, mark_auroc
 from dinox_train.pictures import save_patch_pca
 from dinox_train.platform import autocast
+from dinox_train.shortcut import ScannerFacts, strongest
 from dinox_train.slice_labels import SliceLabels
 from dinox_train.step import batch_loss
 from dinox_train.view_batch import ViewBatch
@@ -41,8 +42,16 @@ PICTURE_SLICES = 3
 class Evaluation:
     """Figures of one evaluation; None where the set has no validation side, or one too small to say."""
 
-    loss_val: float | None
-    knn_z: float | None
+    loss_val: float | None = None
+    knn_z: float | None = None
+    knn_label: float | None = None
+    """AUROC of `evaluate.labels` by the marks of the nearest slices of training patients; None without labels."""
+    shortcut: float | None = None
+    """How far training patients' features tell the scanner or the set beyond chance: 1 all of it, 0 nothing."""
+    shortcut_name: str | None = None
+    """The fact that is told best."""
+    shortcut_accuracy: float | None = None
+    shortcut_chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Sample:
     """Height of the middle slice in its volume, 0 to 1."""
     labels: np.ndarray | None
     """1.0 where it bears a mark, where the objective asks for labels."""
+    places: list[Place]
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,21 @@ class Place:
     center: int
     step: int
 
+    @property
+    def patient(self) -> str:
+        return self.shards.volumes[self.volume].patient
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The windows of a side that an evaluation looks at: the teacher's CLS (n, d), heights (n,), marks (n,), places."""
+
+    features: Tensor
+    heights: Tensor
+    marked: Tensor | None
+    """1.0 where the middle slice bears a mark of `evaluate.labels`."""
+    places: list[Place]
+
 
 class Evaluator:
     """Evaluates a learner on fixed windows, evenly spread over a side's volumes and their slices."""
@@ -77,6 +102,11 @@ class Evaluator:
         self._dataset, self._labels = dataset, labels
         self._learner = learner
         self._device = device
+        self._facts = ScannerFacts([source.shards for source in dataset.sources])
+        self._marks: SliceLabels | None = None
+        if learner.run_config.evaluate.labels is not None:
+            sets = [(source.folder, source.shards.volumes) for source in dataset.sources]
+            self._marks = SliceLabels(learner.run_config.evaluate.labels, sets, "evaluate.labels")
 
     @property
     def _config(self) -> Config:
@@ -84,19 +114,35 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
-        """loss_val, and knn_z of the teacher's CLS features of whole slices."""
+        """loss_val, and what the teacher's CLS features of whole slices tell."""
         if self._dataset.val_side is None:
-            return Evaluation(None, None)
-        sides: dict[str, tuple[Tensor, Tensor]] = {}
-        for side in ("train", "val"):
-            samples = [
-                (self._features(sample).cpu(), torch.from_numpy(sample.heights))
-                for sample in self._spread(side, self._count(side))
-            ]
-            sides[side] = torch.cat([item for item, _ in samples]), torch.cat([item for _, item in samples])
-        (known, known_heights), (asked, heights_asked) = sides["train"], sides["val"]
-        knn_z = height_r2(known, known_heights, asked, heights_asked, self._config.evaluate.neighbours)
-        return Evaluation(self._loss(), knn_z)
+            return Evaluation()
+        known, asked, k = self._see("train"), self._see("val"), self._config.evaluate.neighbours
+        knn_label = None
+        if known.marked is not None and asked.marked is not None:
+            knn_label = mark_auroc(known.features, known.marked, asked.features, asked.marked, k)
+        places = [(place.shards, place.volume) for place in known.places]
+        patients = [place.patient for place in known.places]
+        shortcut = strongest(known.features, patients, self._facts.of(places), k)
+        return Evaluation(
+            loss_val=self._loss(),
+            knn_z=height_r2(known.features, known.heights, asked.features, asked.heights, k),
+            knn_label=knn_label,
+            shortcut=None if shortcut is None else shortcut.share,
+            shortcut_name=None if shortcut is None else shortcut.name,
+            shortcut_accuracy=None if shortcut is None else shortcut.accuracy,
+            shortcut_chance=None if shortcut is None else shortcut.chance,
+        )
+
+    def _see(self, side: str) -> Seen:
+        features, heights, marked, places = [], [], [], []
+        for sample in self._spread(side, self._count(side)):
+            features.append(self._features(sample).cpu())
+            heights.append(torch.from_numpy(sample.heights))
+            places += sample.places
+            if self._marks is not None:
+                marked.append(torch.from_numpy(self._of(self._marks, sample.places)))
+        return Seen(torch.cat(features), torch.cat(heights), torch.cat(marked) if marked else None, places)
 
     @torch.no_grad()
     def save_patch_picture(self, path: Path) -> None:
@@ -198,12 +244,13 @@ class Evaluator:
             sizes=sizes,
             spacing_mm=np.array([record.spacing_mm for record in records], np.float64),
             heights=centers / np.maximum([record.shape[0] - 1 for record in records], 1),
-            labels=self._labels_of(places, centers),
+            labels=None if self._labels is None else self._of(self._labels, places),
+            places=places,
         )
 
-    def _labels_of(self, places: list[Place], centers: np.ndarray) -> np.ndarray | None:
-        if self._labels is None:
-            return None
+    def _of(self, labels: SliceLabels, places: list[Place]) -> np.ndarray:
+        """float32 (b,) of the middle slices."""
         sets = [source.shards for source in self._dataset.sources]
         numbers = np.array([sets.index(place.shards) for place in places])
-        return self._labels.of(numbers, np.array([place.volume for place in places]), centers)
+        volumes, centers = (np.array([getattr(place, name) for place in places]) for name in ("volume", "center"))
+        return labels.of(numbers, volumes, centers)

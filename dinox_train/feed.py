@@ -36,14 +36,18 @@ PINNING_GAIN = 1.1
 class Feed:
     """Gives the loader its memory (`allocate`), and takes its batches to one device."""
 
-    def __init__(self, device: torch.device, unfilter: Unfilter | None = None) -> None:
-        """unfilter: what undoes the filter on the device; None: the loader's threads do."""
+    def __init__(self, device: torch.device, unfilter: Unfilter | None = None, pin: str = "auto") -> None:
+        """unfilter: what undoes the filter on the device; None: the loader's threads do. pin: whether batches for a GPU
+        are made in pinned memory: on, off, or auto, where that is measured to pay."""
         self.device, self._unfilter = device, unfilter
         on_gpu = device.type == "cuda"
         self.shares_memory = on_gpu and bool(torch.cuda.get_device_properties(device).is_integrated)
         """Host and device use one memory."""
-        self.pins = on_gpu and not self.shares_memory and _pinning_gain(device) >= PINNING_GAIN
+        self.pins = on_gpu and (pin == "on" or (pin == "auto" and self._pinning_pays(device)))
         self._stream = torch.cuda.Stream(device) if on_gpu else None
+
+    def _pinning_pays(self, device: torch.device) -> bool:
+        return not self.shares_memory and _pinning_gain(device) >= PINNING_GAIN
 
     @property
     def filtered(self) -> bool:

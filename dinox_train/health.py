@@ -1,4 +1,4 @@
-"""Collapse monitors: four figures that say whether a self-supervised run still learns something.
+"""Collapse monitors: five figures that say whether a self-supervised run still learns something.
 
 Pure functions of tensors, computed in float32 or better, that return 0-dim tensors on the tensors' device. Nothing here
 waits for the device, with one exception that has its own function: `torch.linalg.eigvalsh` looks at its status on the
@@ -94,6 +94,23 @@ def prototype_use(targets: Tensor) -> Tensor:
     # scatter_ of a constant needs no count of distinct values, which would have to be known on the host.
     used.scatter_(0, targets.argmax(dim=1), 1.0)
     return used.mean()
+
+
+def patch_similarity(patches: Tensor) -> Tensor:
+    """How alike the patches of an image are: the mean cosine of all pairs of different ones, mean over images.
+
+    1 where all patches of an image have the same features, a dense collapse; about 0 where they point anywhere. Of n
+    directions with the sum s it is (|s|^2 - n) / (n (n - 1)), so that no pair has to be looked at. A zero feature has
+    the cosine 0 with all others.
+
+    patches: (b, n, d) features, n >= 2.
+    """
+    if patches.ndim != 3 or patches.shape[0] < 1 or patches.shape[1] < 2:
+        raise ValueError(f"patches: found shape {tuple(patches.shape)}, needed (b, n, d), b >= 1, n >= 2")
+    n = patches.shape[1]
+    directions = torch.nn.functional.normalize(patches.float(), dim=2)
+    pairs = directions.sum(dim=1).square().sum(dim=1) - directions.square().sum(dim=(1, 2))
+    return (pairs / (n * (n - 1))).mean()
 
 
 def _need_matrix(tensor: Tensor, name: str, smallest_columns: int = 1) -> None:

@@ -236,7 +236,10 @@ class Learner:
         return named
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Be what the checkpoint holds, bit for bit."""
+        """Be what the checkpoint holds, bit for bit, whatever this was before."""
+        # What a run that goes back had meanwhile, and the checkpoint has not: moments, a Gram teacher.
+        del self.optimizer
+        self.optimizer, self.networks.gram = self._make_optimizer(), None
         source = dinox_model.load(checkpoint.folder)
         backbone = {f"backbone.{name}": value for name, value in source.state_dict().items()}
         self.networks.student_weights.load_state_dict(checkpoint.tensors("student"))

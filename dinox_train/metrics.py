@@ -31,19 +31,34 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}:{number}: not a JSON object; the file was changed by something else.") from None
-        if isinstance(value, dict) and value.get("version", VERSION) != VERSION:
-            raise ValueError(
-                f"{path}:{number}: is of version {value['version']}; this program reads version {VERSION}. Use the "
-                "release of DINOX that wrote it."
-            )
-        objects.append(value)
+        if number == len(lines) and not _is_json(line):
+            break
+        objects.append(object_of(path, number, line))
     return objects
+
+
+def object_of(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """The object of line `number` of a file. Raises ValueError where it is none, or one of another version."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}:{number}: not a JSON object; the file was changed by something else.")
+    if value.get("version", VERSION) != VERSION:
+        raise ValueError(
+            f"{path}:{number}: is of version {value['version']}; this program reads version {VERSION}. Use the "
+            "release of DINOX that wrote it."
+        )
+    return value
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 VARYING = frozenset(

@@ -1,4 +1,4 @@
-"""Nearest neighbours in feature space: what a frozen feature knows of a number, without training anything on it."""
+"""Nearest neighbours in feature space: what a frozen feature knows of a number or a mark, without any training."""
 
 import torch
 from torch import Tensor
@@ -50,6 +50,36 @@ def height_r2(
         return None
     predicted = nearest_mean(train_features, train_height, val_features, k).double()
     return float(1 - (heights - predicted).square().sum() / total)
+
+
+def mark_auroc(
+    train_features: Tensor, train_marked: Tensor, val_features: Tensor, val_marked: Tensor, k: int = 10
+) -> float | None:
+    """`knn_label`: AUROC of "this slice bears a mark", scored by the share of marked slices among the k nearest of the
+    training patients.
+
+    1 is perfect, 0.5 is chance. None where it is not defined: a side without marked or without unmarked slices, or
+    features that are not finite. Shapes as for `height_r2`, with 1.0 and 0.0 for heights.
+    """
+    _check_sides(train_features, train_marked, "train")
+    _check_sides(val_features, val_marked, "val")
+    if any(len(side) == 0 or bool(side.max() == side.min()) for side in (train_marked, val_marked)):
+        return None
+    if not bool(torch.isfinite(train_features).all() & torch.isfinite(val_features).all()):
+        return None
+    return auroc(nearest_mean(train_features, train_marked, val_features, k), val_marked > 0)
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float:
+    """The share of pairs of a positive and a negative in which the positive has the higher score; ties count half.
+
+    scores: (n,); positive: bool (n,), some of each kind.
+    """
+    values, counts = scores.double().unique(return_counts=True)
+    ends = counts.cumsum(0).double()
+    ranks = (ends - (counts - 1) / 2)[torch.searchsorted(values, scores.double())]  # of equal scores, their mean rank
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def _check_sides(features: Tensor, heights: Tensor, side: str) -> None:

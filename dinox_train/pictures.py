@@ -85,6 +85,19 @@ def save_patch_pca(
     _write(path, _sheet(tiles, names, tile_inches=3.2))
 
 
+def save_sheet(
+    path: Path,
+    lines: Sequence[Sequence[np.ndarray]],
+    names: Sequence[str],
+    texts: Sequence[Sequence[str]] | None = None,
+    *,
+    tile_inches: float,
+) -> None:
+    """Write rows of tiles, gray (y, x) or coloured (y, x, 3) in [0, 1], with a name above each column and, where given,
+    a text above each tile. Writes `path` (PNG) atomically, making its folder."""
+    _write(path, _sheet(lines, names, texts, tile_inches=tile_inches))
+
+
 def principal_colours(features: np.ndarray) -> np.ndarray:
     """The first three principal components of (n, d) features as float64 colours (n, 3) in [0, 1].
 

@@ -185,6 +185,12 @@ def gram_memory_of(config: Config, vit: ViTConfig, objective: Objective) -> dict
     }
 
 
+def backbone_numbers(vit: ViTConfig) -> int:
+    """Parameters of a backbone."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in VisionTransformer(vit).parameters())
+
+
 def heads_of(objective: Objective, vit: ViTConfig) -> nn.ModuleDict:
     """Its heads without values."""
     with torch.device("meta"):

@@ -1,4 +1,6 @@
-"""A run's plan in words, and its verdict: whether the run fits into the memory that there is, and what to change."""
+"""A run's plan in words, and its verdict: whether the run fits into the memory and the time that there are, and what to
+change.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
-from dinox_model import VisionTransformer, ViTConfig
+from dinox_model import ViTConfig
 from dinox_model.flops import TrainingFlops
 from dinox_model.workload import num_tokens
 from dinox_train.config import Config
@@ -18,6 +20,7 @@ from dinox_train.plan import (
     GRAM_LOSS,
     GRAM_PASS,
     StagePlan,
+    backbone_numbers,
     flops_of,
     gram_memory_of,
     gram_of,
@@ -26,7 +29,13 @@ from dinox_train.plan import (
     plan_stage,
     workload_of,
 )
+from dinox_train.plan_costs import costs_lines, energy_line
+from dinox_train.plan_days import offers, offers_in_words
+from dinox_train.plan_machines import MACHINES, Machine, Unmeasured, this_machine
+from dinox_train.plan_speed import StageSpeed, stage_speed, total_s
+from dinox_train.plan_warnings import YEAR_S, warnings_of
 from dinox_train.prototype_counts import with_prototypes
+from dinox_train.span import Span, lasting
 from dinox_train.stages import Stage, stages_of
 from dinox_train.view_batch import NUM_GLOBAL
 
@@ -47,8 +56,7 @@ def plan_lines(config: Config) -> list[str]:
     """The plan of a run in words, the verdict last. Raises ConfigError where the network is none."""
     config = with_prototypes(config)
     vit = vit_config(config)
-    with torch.device("meta"):
-        backbone = sum(parameter.numel() for parameter in VisionTransformer(vit).parameters())
+    backbone = backbone_numbers(vit)
     heads = heads_of(make_objective(config), vit)
     in_heads = {name: sum(part.numel() for part in head.parameters()) for name, head in heads.items()}
     plans = [plan_stage(config, stage) for stage in stages_of(config)]
@@ -64,12 +72,64 @@ def plan_lines(config: Config) -> list[str]:
     ]
     for plan in plans:
         lines += _stage_lines(config, vit, plan, alone=len(plans) == 1)
-    return [
-        *lines,
-        f"loader: up to {loader_bytes(config) / 2**30:.1f} GiB on the host",
-        "",
-        _verdict(config, vit, plans),
-    ]
+    machine = machine_for(config, vit)
+    speeds = [stage_speed(plan, vit, machine) for plan in plans] if isinstance(machine, Machine) else []
+    time_s = total_s(speeds) if speeds else None
+    lines += ["", *_speed_lines(config, machine, plans, speeds)]
+    lines.append(f"loader: up to {loader_bytes(config) / 2**30:.1f} GiB on the host")
+    lines += costs_lines(config, vit, make_objective(config))
+    if isinstance(machine, Machine) and time_s is not None:
+        lines.append(energy_line(config, machine, time_s))
+    update_s = speeds[0].update_s if speeds else None
+    here = config.plan.machine is None
+    lines += [f"warning: {line}" for line in warnings_of(config, vit, plans, update_s, here=here)]
+    lines += _days_lines(config, machine)
+    return [*lines, "", _verdict(config, vit, plans, time_s)]
+
+
+def machine_for(config: Config, vit: ViTConfig) -> Machine | Unmeasured:
+    """The machine that the run is planned for: the one that is named, or this one."""
+    if config.plan.machine is not None:
+        return MACHINES[config.plan.machine].machine(config.precision)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not torch.cuda.is_available():
+        return Unmeasured(f"{device} is not here; plan.machine={' or '.join(MACHINES)} plans for that machine")
+    return this_machine(torch.device(device), vit, stages_of(config), config.precision)
+
+
+def _speed_lines(
+    config: Config, machine: Machine | Unmeasured, plans: list[StagePlan], speeds: list[StageSpeed]
+) -> list[str]:
+    if isinstance(machine, Unmeasured):
+        return [f"speed: not known: {machine.words}"]
+    lines = [f"speed, by {machine.words}; products reach {_percent(machine.reached)} of that, the rest of the work "
+             f"{_percent(machine.copied)}:"]  # fmt: skip
+    for plan, speed in zip(plans, speeds, strict=True):
+        stage = "" if len(plans) == 1 else f"stage {plan.stage.number}: "
+        lines.append(
+            f"  {stage}{speed.images_per_s.words('images/s')}, an update in {lasting(speed.update_s)}, "
+            f"{speed.products:.0%} of it in products; {lasting(speed.total_s)}"
+        )
+    total = total_s(speeds)
+    lines.append(f"  in all {lasting(total)}; waits for data, evaluations and checkpoints come on top")
+    return [*lines, *(f"  {source}" for source in machine.sources)]
+
+
+def _percent(share: Span) -> str:
+    return f"{share.low:.0%} to {share.high:.0%}"
+
+
+def _days_lines(config: Config, machine: Machine | Unmeasured) -> list[str]:
+    days = config.plan.days
+    if days is None:
+        return []
+    if isinstance(machine, Unmeasured):
+        return [f"in {days:g} days: not known, as the speed is not"]
+    room = room_for(config).bytes
+    found = offers(config, machine, days, room, lambda peak: wanted_bytes(config, peak))
+    return ["", *offers_in_words(config, days, found)]
 
 
 def _stage_lines(config: Config, vit: ViTConfig, plan: StagePlan, *, alone: bool) -> list[str]:
@@ -142,6 +202,9 @@ def room_for(config: Config) -> Room:
     given, device = config.execution.memory_gib, config.device
     if given is not None:
         return Room(int(given * 2**30), f"{given:g} GiB (execution.memory_gib)")
+    if config.plan.machine is not None:
+        memory_gib = MACHINES[config.plan.machine].memory_gib
+        return Room(int(memory_gib * 2**30), f"{memory_gib:g} GiB of {MACHINES[config.plan.machine].words}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -163,10 +226,11 @@ def wanted_bytes(config: Config, peak: int) -> int:
     """What a run wants whose plan has this peak: on a CPU, loader and training share the memory."""
     nothing_said = config.device == "auto" and config.execution.memory_gib is None
     shares = config.device == "cpu" or (nothing_said and not torch.cuda.is_available())
+    shares &= config.plan.machine is None
     return int(LARGER_BY * peak) + RUNTIME_BYTES + (loader_bytes(config) if shares else 0)
 
 
-def _verdict(config: Config, vit: ViTConfig, plans: list[StagePlan]) -> str:
+def _verdict(config: Config, vit: ViTConfig, plans: list[StagePlan], time_s: Span | None) -> str:
     largest = max(plans, key=lambda plan: plan.peak)
     room, wanted = room_for(config), wanted_bytes(config, largest.peak)
     needs = f"{wanted / 2**30:.1f} GiB (the plan's {largest.peak / 2**30:.1f}, 10 % and 1 GiB for kernels and runtime"
@@ -177,8 +241,24 @@ def _verdict(config: Config, vit: ViTConfig, plans: list[StagePlan]) -> str:
             "lay a file of configs/hardware/ over this one"
         )
     if wanted <= room.bytes:
-        return f"verdict: fits: {needs} of {room.words}"
+        return f"verdict: {_in_time(config, time_s)}{needs} of {room.words}{_taking(time_s)}"
     return f"verdict: does not fit: {needs} of {room.words}. {_remedy(config, vit, largest.stage, room.bytes)}"
+
+
+def _in_time(config: Config, time_s: Span | None) -> str:
+    """What to say of a run whose memory is enough."""
+    days = config.plan.days
+    if time_s is not None and days is not None and time_s.low > 86400 * days:
+        return f"does not fit into {days:g} days, only into the memory: "
+    if time_s is not None and time_s.low > YEAR_S:
+        return "does not work, as it takes more than a year; the memory fits: "
+    if time_s is not None and days is not None and time_s.high > 86400 * days:
+        return f"fits into the memory, and perhaps into {days:g} days: "
+    return "fits: "
+
+
+def _taking(time_s: Span | None) -> str:
+    return "" if time_s is None else f"; {lasting(time_s)}"
 
 
 def _remedy(config: Config, vit: ViTConfig, stage: Stage, room: int) -> str:

@@ -113,6 +113,7 @@ def rehearsed(config: Config, folder: Path) -> Config:
     tree["schedule"]["updates"] = updates
     tree["checkpoint"]["every"] = min(config.checkpoint.every, updates // 4)
     tree["rehearsal"] = None
+    tree["events"]["command"], tree["log"]["sinks"] = None, ()  # a rehearsal is nobody's news
     tree["run"]["folder"] = str(folder / "straight")
     return validate(tree)
 

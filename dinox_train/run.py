@@ -54,6 +54,8 @@ class RunFolder:
                 raise RunFolderError(
                     f"{self.path}: another process trains in this folder; wait for it or stop it."
                 ) from None
+            # A fork that outlives the trainer would keep the folder locked: it has to let go of its copy.
+            os.register_at_fork(after_in_child=file.close)
             yield
 
     def write_text(self, name: str, text: str) -> None:

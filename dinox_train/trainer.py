@@ -6,6 +6,7 @@ integers: a resumed run equals the uninterrupted one bit for bit on CPU.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,14 +17,12 @@ from rich.progress import Progress
 
 from dinox_io import Batch, Loader, LoaderError, LoaderStalled, ShardError
 from dinox_train.checkpoint import Checkpoint
-from dinox_train.clipping import ClippingCount
-from dinox_train.config import ConfigError
 from dinox_train.data import Dataset
 from dinox_train.drawn import Drawn
 from dinox_train.evaluate import Evaluator
 from dinox_train.feed import Feed
+from dinox_train.guard import Guard
 from dinox_train.learner import Learner, Values
-from dinox_train.loss_spikes import LossSpikes
 from dinox_train.memory_trend import MemoryTrend, host_memory_bytes
 from dinox_train.metrics import VERSION, LineFile
 from dinox_train.micro_batch import GlobalBatch
@@ -31,16 +30,19 @@ from dinox_train.pictures import save_views_picture
 from dinox_train.plan_report import costs_in_words
 from dinox_train.platform import assert_precision
 from dinox_train.profile import Profiler
-from dinox_train.report import verdict_in_words, write_report
+from dinox_train.report import Report
+from dinox_train.rollback import checkpoint_before, remove_after
 from dinox_train.run import RunFolder, StopSignals, log
 from dinox_train.saver import Saver
 from dinox_train.slice_labels import SliceLabels
 from dinox_train.stage_timers import Stages, StageTimers
 from dinox_train.step import StepResult
-from dinox_train.update_line import LOADER_SUMS, in_words, memory_bytes
+from dinox_train.update_line import LOADER_SUMS, begin_line, in_words, memory_bytes
 from dinox_train.utilisation import Utilisation
 from dinox_train.view_batch import ViewBatch
 from dinox_train.views import ViewPlan
+from dinox_train.watch import Watch
+from dinox_train.windows import open_loader
 
 EXIT_DONE, EXIT_ERROR, EXIT_HEALTH, EXIT_STALLED = 0, 1, 4, 5
 _ENDINGS = {
@@ -49,6 +51,7 @@ _ENDINGS = {
     EXIT_HEALTH: "by the health guard",
     EXIT_STALLED: "by a loader that stalled",
 }
+_GRAVE = ("alarm", "stopped", "rollback")
 
 
 @dataclass
@@ -76,13 +79,14 @@ class Trainer:
         self.config = learner.config
         self.labels = self._slice_labels()
         self.evaluator = Evaluator(dataset, learner, device, self.labels)
-        self.feed = Feed(device, learner.kernels.unfilter)
+        self.feed = Feed(device, learner.kernels.unfilter, self.config.data.pin)
         self.timers, self.memory, self.utilisation = StageTimers(device), MemoryTrend(), Utilisation(peak_tflops)
         self.profiler = Profiler(folder.path / "profile", self.config.profile.at, self.timers, device)
         self.update = 0
+        self.report = Report(folder.path)
         self.saver = Saver(folder.checkpoints, device, self.config.checkpoint)
-        self.masked_in_a_row = 0
-        self.clipping, self.spikes = ClippingCount(), LossSpikes()
+        self.guard = Guard(learner.run_config)
+        self.watch = Watch(folder.path, learner.run_config, device)
         self.pending: Pending | None = None
         self.precision_seen = False
 
@@ -95,17 +99,17 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Be where the checkpoint was."""
         self.learner.restore(checkpoint)
-        self.masked_in_a_row = checkpoint.state["masked_in_a_row"]
-        self.clipping.restore(checkpoint.state.get("clipping"))
-        self.spikes.restore(checkpoint.state.get("spikes"))
+        self.guard.restore(checkpoint.state)
         self.update = self.saver.saved = checkpoint.update
 
     def train(self, stop: StopSignals, progress: Progress | None) -> int:
         """Train to `train.updates`, a signal or a health stop; return the exit code. All end with a checkpoint."""
-        self.metrics = LineFile(self.folder.metrics, self.update)
-        self.events = LineFile(self.folder.events, self.update)
+        self._open_lines()
+        self.watch.start(self.update, self._event)
         try:
             self._event("started" if self.saver.saved is None else "resumed", f"at update {self.update}")
+            for text in self.dataset.removals_told(self.update):
+                self._event("removal", text)
             log.info("windows reach the device from %s", self.feed.describe())
             try:
                 code = self._stages(stop, progress)
@@ -115,16 +119,27 @@ class Trainer:
                 code = EXIT_STALLED if isinstance(error, LoaderStalled) else EXIT_ERROR
             self.save()
             self._event("ended", _ENDINGS.get(code, f"by signal {stop.received}") + f" after update {self.update}")
-            report = write_report(self.folder.path)
-            log.info("%s: %s", report, verdict_in_words(self.folder.path))
+            self.watch.end()  # so that the page has the last digest and reading
+            log.info("%s: %s", self.report.write(), self.report.verdict())
             return code
         except Exception as error:
             self._event("stopped", f"by an error: {error}")
             raise
         finally:
             self.saver.close()
+            self.watch.close()
             self.metrics.close()
             self.events.close()
+
+    @property
+    def position(self) -> int:
+        """The number of the global batch that comes next: rollbacks have left some out."""
+        return self.update + self.guard.skipped
+
+    def _open_lines(self) -> None:
+        """Lines past the last update are dropped: they will be written again."""
+        self.metrics = LineFile(self.folder.metrics, self.update)
+        self.events = LineFile(self.folder.events, self.update)
 
     def save(self) -> None:
         """Write a checkpoint of this moment, unless it is there already. Raises OSError (a full disk, say)."""
@@ -138,15 +153,13 @@ class Trainer:
     def _begin_save(self) -> None:
         """Have a checkpoint of this moment written while training goes on."""
         self._flush()
-        self._hear_of_save()
         state = {
             "update": self.update,
-            "position": self.update,
-            "masked_in_a_row": self.masked_in_a_row,
-            "clipping": self.clipping.state(),
-            "spikes": self.spikes.state(),
+            "position": self.position,
+            **self.guard.state(),
             "config": self.learner.run_config.model_dump(mode="json"),
             "shards": self.dataset.began,
+            "removals": self.dataset.removals,
         }
         with self.learner.networks.teacher_weights.in_network():
             self.saver.begin(
@@ -180,7 +193,7 @@ class Trainer:
                 self._event("stage", f"{self.learner.stage.number} begins or goes on with update {self.update + 1}")
             for line in costs_in_words(self.learner):
                 log.info("%s", line)
-            with self._loader() as loader:
+            with open_loader(self.config, self.dataset, self.feed, self.position) as loader:
                 code = self._loop(loader, stop, progress)
         return code
 
@@ -210,7 +223,8 @@ class Trainer:
             self.update += 1
             seconds, mark = time.perf_counter() - mark, time.perf_counter()
             before, counters = counters, loader.counters
-            line = self._line(drawn, values.line(), wait_s, seconds)
+            line = begin_line(self.learner, self.update, drawn.epoch, values.line(), wait_s=wait_s, seconds=seconds)
+            line |= self._measured(seconds, gram=values.objective.get("weight_gram", 0.0) > 0)
             line |= {name: counters[name] - before[name] for name in LOADER_SUMS}
             line |= {"loader_threads": counters["active_threads"], "set_shares": loader.shares}
             self.pending = Pending(line, result, drawn, self.timers.take())
@@ -222,51 +236,55 @@ class Trainer:
                 line |= self._evaluate()
             if self.device.type == "cpu" or evaluates or saves:
                 self._flush()
-            if saves:
+            if saves and not self.guard.is_troubled:
                 with self.timers("save"):
                     self._begin_save()
             if evaluates or saves:
-                write_report(self.folder.path)
+                self.report.write()
                 mark = time.perf_counter()
             self.folder.beat(self.update)
             if progress:
                 progress.update(progress.tasks[0].id, completed=self.update)
-            if self.masked_in_a_row >= config.health.max_masked_updates:
-                self._event("stopped", f"{self.masked_in_a_row} updates in a row had a non-finite loss or gradient")
-                log.error("health: stopped. Lower optimizer.learning_rate or look at RUN/masked_batches/.")
+
+            # --- what the health guard wants
+            if self.guard.wants_back and self._go_back():
+                return None
+            if self.guard.stops is not None:
+                self._event("stopped", self.guard.stops)
                 return EXIT_HEALTH
         return EXIT_DONE if self.update >= total else None
 
-    def _loader(self) -> Loader:
-        data, train = self.config.data, self.config.train
-        try:
-            return Loader(
-                [(source.shards, source.weight) for source in self.dataset.sources],
-                batch_size=train.batch_size,
-                depth=data.depth,
-                step=data.step,
-                step_mm=data.step_mm,
-                every=data.every,
-                every_mm=data.every_mm,
-                limit=data.limit,
-                seed=self.config.seed,
-                mode=data.mode,
-                run_length=data.run_length,
-                split=self.dataset.train_side,
-                inflation=data.inflation,
-                position=self.update,
-                parts=train.accumulation,
-                threads=data.threads,
-                prefetch_bytes=data.prefetch_mib * 2**20,
-                pool_bytes=data.pool_mib * 2**20,
-                cache_bytes=data.cache_mib * 2**20,
-                max_gbps=data.max_gbps,
-                filtered=self.feed.filtered,
-                slab=self.feed.allocate,
-                timeout_s=data.timeout_s,
-            )
-        except ValueError as error:
-            raise ConfigError(f"data, train: {error}") from None
+    def _go_back(self) -> bool:
+        """Be at the newest checkpoint from before the trouble, and leave out the windows since; False: that cannot be.
+
+        What is left of the updates since is this one event, which stands with the update that is next: a run that is
+        killed now and resumed comes to the same.
+        """
+        guard, limit = self.guard, self.config.health.max_rollbacks
+        self._hear_of_save()
+        if guard.rollbacks >= limit:
+            guard.stops = f"update {guard.bad_since} and those after it are bad again, after {limit} rollbacks"
+            return False
+        since, checkpoint = guard.bad_since, checkpoint_before(self.folder.checkpoints, guard.bad_since)
+        if checkpoint is None:
+            guard.stay()
+            self._event("not rolled back", f"no checkpoint is from before update {since}, where the trouble began")
+            return False
+        self.pending = None
+        remove_after(self.folder.checkpoints, checkpoint.update)
+        self.learner.restore(checkpoint)
+        self.metrics.close()
+        self.events.close()
+        dropped, rollbacks = guard.went_back(checkpoint.state, checkpoint.update), guard.rollbacks
+        self.update = self.saver.saved = checkpoint.update
+        self._open_lines()
+        self.report = Report(self.folder.path)  # it has read lines that are gone
+        text = (
+            f"number {rollbacks} (at most {limit}): from update {since} on losses spiked or were not finite; the run "
+            f"is back after update {self.update} and leaves out the {dropped} batches drawn since"
+        )
+        self._event("rollback", text, update=self.update + 1)
+        return True
 
     def _draw(self, batches: Iterator[Batch]) -> tuple[float, Drawn]:
         """Seconds waited for data, and the views of the next global batch."""
@@ -309,30 +327,14 @@ class Trainer:
         log.info("precision: %s asserted, forward and backward: %s", self.config.precision, seen)
         self.precision_seen = True
 
-    def _line(self, drawn: Drawn, values: dict[str, float], wait_s: float, seconds: float) -> dict[str, Any]:
-        host_bytes, gram = host_memory_bytes(), values.get("weight_gram", 0.0) > 0
+    def _measured(self, seconds: float, *, gram: bool) -> dict[str, Any]:
+        """Of the machine, for the line of the last update."""
+        host_bytes = host_memory_bytes()
         return {
-            "version": VERSION,
-            "update": self.update,
-            "stage": self.learner.stage.number,
-            "applied": True,
-            **self.learner.counted(self.update),
-            "epoch": drawn.epoch,
-            "loss": None,
-            "loss_dino": None,
-            "loss_ibot": None,
-            "loss_koleo": None,
-            "loss_gram": None,
-            **values,
-            "images_per_s": self.config.train.batch_size / seconds,
-            "data_wait_fraction": min(wait_s / seconds, 1.0),
             "model_flops_utilisation": self.utilisation.of(seconds, gram=gram),
             "memory_bytes": memory_bytes(self.device),
             "host_memory_bytes": host_bytes,
             "host_memory_trend": self.memory.add(self.update, host_bytes),
-            "loss_val": None,
-            "knn_z": None,
-            "knn_label": None,
         }
 
     def _flush(self) -> None:
@@ -343,18 +345,13 @@ class Trainer:
         line, figures = pending.line, pending.result.to_host()
         line |= figures | {"stage_s": pending.stages.seconds()}
         line["applied"], line["clipped"] = figures["applied"] == 1.0, figures["clipped"] == 1.0
-        advice = self.clipping.add(line["update"], line["clipped"])
-        line["clipped_updates"] = self.clipping.total
+        found = self.guard.look(line)
         self.metrics.write(line)
-        if advice:
-            self._event("clipping", advice)
-        if line["applied"]:
-            self.masked_in_a_row = 0
-            if spike := self.spikes.add(line["update"], line["loss"]):
-                self._event("loss spike", spike)
-        else:
-            self.masked_in_a_row += 1
+        self.watch.line(line)
+        if not line["applied"]:
             self._keep_masked(line, pending.drawn)
+        for said in found:
+            self._event(said.event, said.text, alarm=said.alarm)
         if line["update"] % self.config.log.every == 0 or line["update"] in (1, self.config.train.updates):
             log.info("%s", in_words(line, self.config.train.updates))
 
@@ -362,10 +359,11 @@ class Trainer:
         """Save which windows an update that was not applied saw, and their statistics."""
         figures = {"update": line["update"], "loss": str(line["loss"]), "grad_norm": str(line["grad_norm"])}
         record = figures | drawn.record(self.dataset)
-        self.folder.write_json(f"masked_batches/update-{line['update']:08d}.json", record)
-        self._event("masked", f"update {line['update']} had a non-finite loss or gradient and was not applied")
+        # After a rollback the same number is of other windows.
+        again = f"-{self.guard.rollbacks}" if self.guard.rollbacks else ""
+        self.folder.write_json(f"masked_batches/update-{line['update']:08d}{again}.json", record)
 
-    def _evaluate(self) -> dict[str, float | None]:
+    def _evaluate(self) -> dict[str, Any]:
         found = self.evaluator.evaluate()
         self.evaluator.save_patch_picture(self.folder.pictures / "patch_features.png")
         if found.loss_val is not None:
@@ -376,6 +374,8 @@ class Trainer:
         preprocess = self.learner.preprocess
         save_views_picture(self.folder.pictures / "views.png", views, plan, preprocess.mean, preprocess.std)
 
-    def _event(self, event: str, text: str) -> None:
-        self.events.write({"version": VERSION, "update": self.update, "event": event, "text": text})
-        log.info("%s %s", event, text)
+    def _event(self, event: str, text: str, *, alarm: str | None = None, update: int | None = None) -> None:
+        line = {"version": VERSION, "update": self.update if update is None else update, "event": event, "text": text}
+        self.events.write(line if alarm is None else line | {"alarm": alarm})
+        self.watch.event(event, text, alarm)
+        log.log(logging.WARNING if event in _GRAVE else logging.INFO, "%s %s", event, text)

@@ -35,12 +35,12 @@ ONLY_IN = {
         *(
             f"dinox_train/sections/{name}.py"
             for name in (
-                *("data", "execution", "kernels", "model", "objective", "optimizer", "profile", "rehearsal", "run"),
-                *("section", "views"),
+                *("data", "execution", "kernels", "model", "objective", "optimizer", "plan", "profile", "rehearsal"),
+                *("run", "section", "views", "watch"),
             )
         ),
     },
-    "yaml": {"dinox_io/about.py", "dinox_model/fields.py", "dinox_train/config.py"},
+    "yaml": {"dinox_io/about.py", "dinox_model/fields.py", "dinox_train/config_file.py"},
     "matplotlib": {"dinox_train/pictures.py"},
     "triton": {"dinox_model/kernels/language.py", "dinox_model/kernels/compiled.py"},
 }

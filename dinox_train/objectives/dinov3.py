@@ -137,11 +137,13 @@ class DINOv3Settings:
 
 @dataclass(frozen=True)
 class Observed:
-    """Of one micro-batch: the teacher's CLS (2b, d), and its logits of CLS (2b, K) and of masked patches (m, K')."""
+    """Of one micro-batch: the teacher's CLS (2b, d), its logits of CLS (2b, K) and of masked patches (m, K'), and how
+    alike the patches of a view are (0-dim)."""
 
     features: Tensor
     cls_logits: Tensor
     patch_logits: Tensor | None
+    patch_similarity: Tensor
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,8 @@ class DINOv3:
         if values["weight_ibot"]:
             patch_logits = teacher.heads[self._patch_head](_masked_patches(seen.patches, batch))
         cls = _cls(seen)
-        return Observed(cls.float(), teacher.heads["dino"](cls), patch_logits)
+        similarity = health.patch_similarity(seen.patches)
+        return Observed(cls.float(), teacher.heads["dino"](cls), patch_logits, similarity)
 
     def aim(self, observed: Sequence[Observed], values: Values, state: Mapping[str, Tensor]) -> Aim:
         logits = {"dino": [part.cls_logits for part in observed]}
@@ -230,6 +233,7 @@ class DINOv3:
         figures = {
             "teacher_entropy": health.teacher_entropy(cls_targets),
             "prototype_use": health.prototype_use(cls_targets),
+            "patch_similarity": torch.stack([part.patch_similarity for part in observed]).mean(),
         }
         return Aim(targets, figures, torch.cat([part.features for part in observed]), new_state)
 

@@ -34,6 +34,10 @@ class Kept:
         """What was kept under `name`; None: nothing."""
         return self._read().get(name)
 
+    def names(self) -> tuple[str, ...]:
+        """Under which names something was kept."""
+        return tuple(self._read())
+
     def put(self, name: str, value: Any) -> None:
         """Keep a JSON value. A folder that cannot be written keeps nothing, and raises nothing."""
         values = self._read() | {name: value}

@@ -114,24 +114,42 @@ def start(
 
 def recalled_bandwidth(kept: Kept, device: torch.device) -> Bandwidth:
     """As kept, or measured and kept."""
+    found = kept_bandwidth(kept)
+    if found is None:
+        found = measure_bandwidth(device)
+        kept.put("bandwidth", asdict(found))
+    return found
+
+
+def kept_bandwidth(kept: Kept) -> Bandwidth | None:
+    """As kept; None: it was not measured."""
     found = kept.get("bandwidth")
-    if not _has_fields(found, Bandwidth):
-        found = asdict(measure_bandwidth(device))
-        kept.put("bandwidth", found)
-    return Bandwidth(**found)
+    return Bandwidth(**found) if _has_fields(found, Bandwidth) else None
 
 
 def recalled_products(
     kept: Kept, vit: ViTConfig, rows: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Measured, ...]:
     """As kept for these Linears, rows and dtype, or measured and kept."""
-    linears = linears_of(vit)
-    sizes = ",".join(f"{one.inputs}x{one.outputs}" for one in linears)
-    name = f"products {sizes} rows {rows} {str(dtype).removeprefix('torch.')}"
+    name = products_named(vit, rows, dtype)
+    found = kept_products(kept, name)
+    if found is None:
+        found = measure_products(linears_of(vit), rows, dtype, device)
+        kept.put(name, [asdict(one) for one in found])
+    return found
+
+
+def products_named(vit: ViTConfig, rows: int, dtype: torch.dtype) -> str:
+    """Under which name the products of these Linears, rows and dtype are kept."""
+    sizes = ",".join(f"{one.inputs}x{one.outputs}" for one in linears_of(vit))
+    return f"products {sizes} rows {rows} {str(dtype).removeprefix('torch.')}"
+
+
+def kept_products(kept: Kept, name: str) -> tuple[Measured, ...] | None:
+    """As kept under that name; None: they were not measured."""
     found = kept.get(name)
     if not (isinstance(found, list) and found and all(_has_fields(one, Measured) for one in found)):
-        found = [asdict(one) for one in measure_products(linears, rows, dtype, device)]
-        kept.put(name, found)
+        return None
     return tuple(Measured(**one) for one in found)
 
 

@@ -23,7 +23,7 @@ from dinox_model.linear import product
 from dinox_train.platform.facts import Facts
 from dinox_train.platform.kept import Kept
 from dinox_train.platform.products import Linear, Measured, layouts_in_words, linears_of, measure_products, operands
-from dinox_train.platform.start import TUNED_PRODUCTS, TUNED_TILES
+from dinox_train.platform.start import TUNED_PRODUCTS, TUNED_TILES, products_named, recalled_bandwidth
 
 ATTENTION_KERNELS = ("attention_forward", "attention_keys_values", "attention_queries")
 NOTHING_TO_TUNE = "nothing to tune on a CPU: torch has one BLAS library here, and attention is torch's own"
@@ -45,6 +45,8 @@ def tune(work: Work, facts: Facts, device: torch.device, kept: Kept) -> Iterator
     """Tune what there is to tune, and keep it; lines as it goes, the gain in them."""
     linears = linears_of(work.vit)
     before = measure_products(linears, work.rows, work.dtype, device)
+    kept.put(products_named(work.vit, work.rows, work.dtype), [asdict(one) for one in before])  # for runs and --plan
+    recalled_bandwidth(kept, device)
     yield from layouts_in_words(before)
     if not facts.is_gpu:
         yield NOTHING_TO_TUNE

@@ -1,7 +1,8 @@
 """One chart of a report: curves over updates as HTML with an inline SVG, without scripts, fonts or addresses.
 
 The SVG holds lines only and stretches to its box; all text is HTML beside it, so that it keeps its size on a phone.
-Hovering (or tapping) a column shows the values there. Every string that comes in is escaped.
+Hovering (or tapping) a column shows the values there. Every string that comes in is escaped, and the size of a chart is
+bounded, whatever the number of values.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class Curve:
     colour: str = "first"  # first | second | third: classes of the page's style
     faint: bool = False  # the noisy one behind its mean: its outliers may leave the chart
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no value anywhere."""
+        return not np.isfinite(self.y).any()
+
     def present(self) -> Curve:
         """The same without missing and non-finite values."""
         keep = np.isfinite(self.y)
@@ -37,12 +43,30 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What happened to the run, at updates: drawn into a chart, where it lies within."""
+
+    resumed: Sequence[float] = ()
+    rolled_back: Sequence[float] = ()
+    skipped: Sequence[float] = ()
+    """Updates that were not applied."""
+    alarms: Sequence[tuple[float, float]] = ()
+    """From update to update."""
+    alarms_are: str = "alarm"
+    """What the legend calls them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axis:
-    """How values are shown: how they are written, the range that must be visible, and a logarithmic scale."""
+    """How values are shown: how they are written, the range that must be visible, and a logarithmic scale.
+
+    unit: of the values, that in which ticks are round: 2**30 for bytes.
+    """
 
     write: Callable[[float], str]
     include: Sequence[float] = ()
     logarithmic: bool = False
+    unit: float = 1.0
 
 
 def draw_chart(
@@ -52,24 +76,29 @@ def draw_chart(
     *,
     sentence: str = "",
     empty: str = "No values.",
-    resumed_at: Sequence[float] = (),
-    skipped_at: Sequence[float] = (),
+    marks: Marks | None = None,
+    over: tuple[float, float] | None = None,
 ) -> str:
     """The chart as one <figure>. `sentence` stands under the title; `empty` is said where no curve has a value.
 
-    resumed_at: updates after which the run resumed (dashed lines); skipped_at: updates that were not applied (ticks).
+    over: the updates that its axis spans, and those of curves beyond; None: from the first to the last of the curves.
     """
     head = f"<h3>{escape(title)}</h3>" + (f"<p>{escape(sentence)}</p>" if sentence else "")
     drawn = [curve for curve in (curve.present() for curve in curves) if len(curve.x)]
     if not drawn:
         return f'<figure class="chart"><figcaption>{head}</figcaption><p class="empty">{escape(empty)}</p></figure>'
     # Places without a value count: charts of one run then share their axis.
-    x_range = (min(float(curve.x[0]) for curve in curves), max(float(curve.x[-1]) for curve in curves))
+    ends = [float(end) for curve in curves if len(curve.x) for end in (curve.x.min(), curve.x.max())]
+    ends += over or ()
+    x_range = min(ends), max(ends)
+    marks = marks or Marks()
     logarithmic = axis.logarithmic and all((curve.y > 0).all() for curve in drawn)
     y_range = _value_range(drawn, axis.include, logarithmic)
-    lines = [_upright(x, x_range, "resumed") for x in resumed_at if x_range[0] <= x <= x_range[1]]
-    lines += [_tick(x, x_range) for x in _thinned(skipped_at, x_range)]
-    y_ticks = _value_ticks(y_range, logarithmic)
+    lines = [_stretch(begin, end, x_range) for begin, end in joined(marks.alarms, x_range)]
+    lines += [_upright(x, x_range, "resumed") for x in _thinned(marks.resumed, x_range)]
+    lines += [_upright(x, x_range, "back") for x in _thinned(marks.rolled_back, x_range)]
+    lines += [_tick(x, x_range) for x in _thinned(marks.skipped, x_range)]
+    y_ticks = [tick * axis.unit for tick in _value_ticks((y_range[0] / axis.unit, y_range[1] / axis.unit), logarithmic)]
     lines += [_level(value, y_range, logarithmic) for value in y_ticks]
     lines += [_curve(curve, x_range, y_range, logarithmic) for curve in drawn]
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true">{"".join(lines)}</svg>'
@@ -78,7 +107,7 @@ def draw_chart(
     inside = f"{svg}{''.join(labels)}{_hover(drawn, x_range, axis.write)}"
     plot = f'<div class="plot" role="img" aria-label="{escape(title)}">{inside}</div>'
     return (
-        f'<figure class="chart"><figcaption>{head}{_legend(drawn, resumed_at, skipped_at)}</figcaption>{plot}</figure>'
+        f'<figure class="chart"><figcaption>{head}{_legend(title, drawn, marks, x_range)}</figcaption>{plot}</figure>'
     )
 
 
@@ -95,17 +124,6 @@ def thin(x: np.ndarray, y: np.ndarray, buckets: int = BUCKETS) -> tuple[np.ndarr
     highest = [first + int(y[first:last].argmax()) for first, last in runs]
     keep = np.unique(lowest + highest)
     return x[keep], y[keep]
-
-
-def trailing_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the last `window` values at each place, of those that are finite; NaN where none is."""
-    finite = np.isfinite(y)
-    total = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
-    count = np.concatenate([[0], np.cumsum(finite)])
-    ends = np.arange(1, len(y) + 1)
-    starts = np.maximum(ends - window, 0)
-    number = count[ends] - count[starts]
-    return np.where(number > 0, (total[ends] - total[starts]) / np.maximum(number, 1), np.nan)
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -160,12 +178,19 @@ def _curve(curve: Curve, x_range: tuple[float, float], y_range: tuple[float, flo
     x, y = thin(curve.x, curve.y)
     across, down = WIDTH * _across(x, x_range), HEIGHT * _down(y, y_range, logarithmic)
     points = [f"{a:.1f} {d:.1f}" for a, d in zip(np.atleast_1d(across), np.atleast_1d(down), strict=True)]
+    # Where updates were done again, after a kill or a rollback, a line begins anew.
+    line = "".join(("M" if again else "L") + point for again, point in zip(_again(x), points, strict=True))
     kind = escape(curve.colour) + (" faint" if curve.faint else "")
-    path = f'<path class="{kind}" d="M{"L".join(points)}"/>'
+    path = f'<path class="{kind}" d="{line}"/>'
     if len(points) <= FEW_POINTS:
         # A line of no length with round ends is a dot that the stretching of the SVG leaves round.
         path += f'<path class="{kind} dots" d="{"".join(f"M{point}h0" for point in points)}"/>'
     return path
+
+
+def _again(x: np.ndarray) -> np.ndarray:
+    """bool (n,): the first point, and those that lie before the one before them."""
+    return np.append(True, np.diff(x) < 0)
 
 
 def _level(value: float, y_range: tuple[float, float], logarithmic: bool) -> str:
@@ -179,6 +204,24 @@ def _upright(x: float, x_range: tuple[float, float], kind: str) -> str:
 
 def _tick(x: float, x_range: tuple[float, float]) -> str:
     return f'<path class="skipped" d="M{WIDTH * float(_across(x, x_range)):.1f} {HEIGHT}v-14"/>'
+
+
+def _stretch(begin: float, end: float, x_range: tuple[float, float]) -> str:
+    left, right = (WIDTH * float(_across(x, x_range)) for x in (begin, end))
+    return f'<path class="alarm" d="M{left:.1f} 0H{max(right, left + 3):.1f}V{HEIGHT}H{left:.1f}z"/>'
+
+
+def joined(spans: Sequence[tuple[float, float]], x_range: tuple[float, float]) -> list[tuple[float, float]]:
+    """The parts of spans that lie in the range; those that touch, or that no eye could part, as one."""
+    low, high = x_range
+    found: list[tuple[float, float]] = []
+    for begin, end in sorted(span for span in spans if span[0] <= high and span[1] >= low):
+        begin, end = max(begin, low), min(end, high)
+        if found and begin - found[-1][1] <= (high - low) / BUCKETS:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((begin, end))
+    return found
 
 
 def _thinned(places: Sequence[float], x_range: tuple[float, float]) -> list[float]:
@@ -202,16 +245,20 @@ def _x_labels(x_range: tuple[float, float]) -> list[str]:
     return labels
 
 
-def _legend(curves: Sequence[Curve], resumed_at: Sequence[float], skipped_at: Sequence[float]) -> str:
+def _legend(title: str, curves: Sequence[Curve], marks: Marks, x_range: tuple[float, float]) -> str:
+    """What the lines are; nothing where that is the title's one curve."""
     items = [
         f'<span><i class="{escape(curve.colour)}{" faint" * curve.faint}"></i>{escape(curve.name)}</span>'
         for curve in curves
     ]
-    if resumed_at:
-        items.append('<span><i class="resumed"></i>resumed</span>')
-    if skipped_at:
-        items.append('<span><i class="skipped"></i>not applied</span>')
-    return f'<p class="legend">{"".join(items)}</p>' if len(items) > 1 else ""
+    found = {
+        "resumed": ("resumed", _thinned(marks.resumed, x_range)),
+        "back": ("went back", _thinned(marks.rolled_back, x_range)),
+        "skipped": ("not applied", _thinned(marks.skipped, x_range)),
+        "alarm": (escape(marks.alarms_are), joined(marks.alarms, x_range)),
+    }
+    items += [f'<span><i class="{kind}"></i>{name}</span>' for kind, (name, places) in found.items() if places]
+    return f'<p class="legend">{"".join(items)}</p>' if len(items) > 1 or curves[0].name != title.lower() else ""
 
 
 def _hover(curves: Sequence[Curve], x_range: tuple[float, float], write: Callable[[float], str]) -> str:

@@ -1,71 +1,77 @@
-"""What a run folder tells of its run: lines, events, configuration, and how far it came. Reads, never writes."""
+"""What a run folder tells of its run: lines, events, configuration, and how far it came. Reads, never writes.
+
+Invariant: a history that was refreshed equals one that is read anew from the same files. What the run is judged by has
+to be whole (ValueError otherwise); what stands beside it, of the machine and of a monitor, is left out where it is not,
+and `unread` says so.
+"""
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dinox_train.config import Config, ConfigError, load_config
-from dinox_train.metrics import read_lines
+from dinox_train.report.columns import Columns
+from dinox_train.report.monitored import Monitored
+from dinox_train.report.tail import LineTail
 
-RECENT = 20  # "now" is the last so many updates, or the last twentieth of a longer run
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class History:
-    """One run: `lines` of metrics.jsonl, `events` of events.jsonl; config and environment None where missing."""
+    """One run: numbers of metrics.jsonl and system.jsonl; events; config and environment None where missing."""
 
     folder: Path
-    lines: list[dict[str, Any]]
-    events: list[dict[str, Any]]
-    config: Config | None
-    environment: dict[str, Any] | None
-    _columns: dict[str, np.ndarray] = field(default_factory=dict, repr=False)  # a column is read from all lines once
+    lines: Columns = field(default_factory=Columns)
+    system: Columns = field(default_factory=Columns)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    config: Config | None = None
+    environment: dict[str, Any] | None = None
+    monitored: Monitored = field(default_factory=Monitored)
+    skipped: list[float] = field(default_factory=list)
+    """The updates that were not applied."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """What the lines say in words: the last of each field."""
+    unread: list[str] = field(default_factory=list)
+    """What could not be read of what stands beside the run, in words."""
 
-    @property
-    def updates(self) -> np.ndarray:
-        """The updates that `lines` are of, float64 (n,)."""
-        return self.column("update")
-
-    def column(self, name: str) -> np.ndarray:
-        """The values of one field, float64 (n,), NaN where a line has no number."""
-        if name not in self._columns:
-            values = [_number(line.get(name)) for line in self.lines]
-            self._columns[name] = np.array(values, dtype=np.float64)
-        return self._columns[name]
+    def add_lines(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """More of metrics.jsonl."""
+        for line in (lines := list(lines)):
+            if line.get("applied") is False:
+                self.skipped.append(float(line["update"]))
+            for name, value in line.items():
+                if type(value) is str:
+                    self.texts[name] = value
+        self.lines.add(lines)
 
     def now(self, name: str) -> float | None:
         """The mean of a field over the last updates; None where they hold no number."""
-        values = self.column(name)[-max(RECENT, len(self.lines) // 20) :]
-        values = values[np.isfinite(values)]
-        return float(values.mean()) if len(values) else None
+        return self.lines.now(name)
 
     def first(self, name: str) -> float | None:
         """The first value of a field; None where there is none."""
-        values = self.column(name)
-        values = values[np.isfinite(values)]
-        return float(values[0]) if len(values) else None
+        return self.lines.first(name)
 
     def last(self, name: str) -> float | None:
         """The last value of a field; None where there is none."""
-        values = self.column(name)
-        values = values[np.isfinite(values)]
-        return float(values[-1]) if len(values) else None
+        return self.lines.last(name)
+
+    def largest(self, name: str) -> float | None:
+        """The largest value of a field; None where there is none."""
+        return self.lines.largest(name)
 
     @property
     def last_update(self) -> int:
         """The number of updates done; 0 before the first line."""
-        return int(self.lines[-1]["update"]) if self.lines else 0
+        return int(self.lines.last("update") or 0)
 
     @property
-    def skipped(self) -> list[float]:
-        """The updates that were not applied."""
-        return [float(line["update"]) for line in self.lines if line.get("applied") is False]
+    def span(self) -> tuple[float, float]:
+        """The first and the last update that there is a line of: what all curves run over."""
+        return self.lines.first("update") or 0.0, self.lines.last("update") or 0.0
 
     @property
     def state(self) -> tuple[str, str]:
@@ -78,24 +84,53 @@ class History:
         return "running", ""
 
 
-def read_history(folder: Path) -> History:
-    """Read a run folder. A torn last line is ignored, a missing file is as if empty.
+class HistoryReader:
+    """Reads a run folder again and again, each time what is new in it."""
 
-    Raises ValueError where metrics.jsonl, events.jsonl or env.json hold something else than JSON (file and line).
-    """
-    environment = folder / "env.json"
-    try:
-        config = load_config([folder / "config.yaml"])
-    except ConfigError:
-        config = None  # missing, or of another version: the report shows its text all the same
-    return History(
-        folder=folder,
-        lines=read_lines(folder / "metrics.jsonl"),
-        events=read_lines(folder / "events.jsonl"),
-        config=config,
-        environment=json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None,
-    )
+    def __init__(self, folder: Path) -> None:
+        self._history = History(folder=folder)
+        self._lines = LineTail(folder / "metrics.jsonl")
+        self._events = LineTail(folder / "events.jsonl")
+        self._system = LineTail(folder / "system.jsonl")
+        self._config_bytes: bytes | None = None
 
+    def read(self) -> History:
+        """What the folder tells now. A torn last line is ignored, a missing file is as if empty.
 
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        Raises ValueError where metrics.jsonl, events.jsonl or env.json hold something else than JSON (file and line).
+        """
+        history, folder = self._history, self._history.folder
+        history.unread = []
+        if self._lines.begins_anew():
+            history.lines, history.skipped, history.texts = Columns(), [], {}
+        for lines in self._lines.blocks():
+            history.add_lines(lines)
+        if self._events.begins_anew():
+            history.events = []
+        for lines in self._events.blocks():
+            history.events += lines
+        self._read_system()
+        history.unread += history.monitored.read(folder / "monitor")
+        self._read_config()
+        environment = folder / "env.json"
+        history.environment = json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None
+        return history
+
+    def _read_system(self) -> None:
+        try:
+            if self._system.begins_anew():
+                self._history.system = Columns()
+            for lines in self._system.blocks():
+                self._history.system.add(lines)
+        except (OSError, ValueError) as error:
+            self._history.unread.append(str(error))
+
+    def _read_config(self) -> None:
+        path = self._history.folder / "config.yaml"
+        content = path.read_bytes() if path.exists() else None
+        if content != self._config_bytes:
+            self._config_bytes = content
+            try:
+                self._history.config = load_config([path]) if content is not None else None
+            except ConfigError:
+                self._history.config = None  # of another version: the report shows its text all the same

@@ -26,4 +26,6 @@ def whole(value: float) -> str:
 
 def gibibytes(value: float) -> str:
     """Bytes as GiB, or as MiB below one."""
+    if value == 0:
+        return "0"
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"

@@ -1,26 +1,34 @@
-"""What a run's figures mean, in plain words. The thresholds are rules of thumb and stand here, nowhere else."""
+"""What a run's figures mean, in plain words. Thresholds of collapse are those of the alarms (dinox_train/alarms.py)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from dinox_train.report.history import History, read_history
+from dinox_train.alarms import (
+    ALIKE_PATCHES,
+    BLURRED_ENTROPY,
+    CERTAIN_ENTROPY,
+    COLLAPSED_STD,
+    EARLY_UPDATES,
+    KNN_FALL,
+    LOSS_PINNED,
+    LOW_RANK,
+    ONE_HOT_ENTROPY,
+    SIMILAR_PATCHES,
+    SMALL_STD,
+    UNIFORM_ENTROPY,
+    collapsed_rank,
+    few_prototypes,
+)
+from dinox_train.report.history import History
 from dinox_train.report.numerals import number, percent
 
 Level = Literal["good", "watch", "bad"]
 
-# Teacher entropy / ln K. Near 1 the teacher says the same of every image; the lower limit is from notes of runs that
-# collapsed onto one prototype.
-UNIFORM_ENTROPY, BLURRED_ENTROPY, CERTAIN_ENTROPY = 0.995, 0.97, 0.1
-COLLAPSED_STD, SMALL_STD = 0.01, 0.05
-COLLAPSED_RANK, LOW_RANK = 1.5, 10.0
 DATA_WAIT = 0.1  # of the time
-LOSS_PINNED = 0.005  # of ln K
-EARLY_UPDATES = 100  # before that, most figures of a sound run still look like those of a collapsed one
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Finding:
 def findings(history: History) -> list[Finding]:
     """Everything that can be said, the worst first. Empty where there are no figures yet."""
     order = {"bad": 0, "watch": 1, "good": 2}
-    parts = (_loss, _entropy, _spread, _rank, _prototypes, _height, _data_wait, _skipped)
+    parts = (_loss, _entropy, _spread, _rank, _prototypes, _patches, _height, _data_wait, _skipped)
     found = [finding for part in parts for finding in part(history)]
     if history.last_update < EARLY_UPDATES:
         found = [Finding("watch", f.text) if f.level == "bad" else f for f in found]
@@ -51,12 +59,6 @@ def summary(history: History, found: list[Finding]) -> Finding:
     if found[0].level in words:
         return Finding(found[0].level, f"{words[found[0].level]} {found[0].text}")
     return Finding("good", "Healthy: the loss falls, and no figure points to a collapse.")
-
-
-def verdict_in_words(folder: Path) -> str:
-    """What the report of a run folder says first."""
-    history = read_history(folder)
-    return summary(history, findings(history)).text
 
 
 def most_prototypes(history: History) -> float | None:
@@ -94,9 +96,8 @@ def _entropy(history: History) -> Iterator[Finding]:
         level: Level = "bad" if now > UNIFORM_ENTROPY else "watch"
         yield Finding(level, f"The teacher's targets are close to uniform (entropy {now:.3f} of 1): they teach little.")
     elif now < CERTAIN_ENTROPY:
-        yield Finding(
-            "watch", f"The teacher is almost certain of everything (entropy {now:.3f}); raise its temperature."
-        )
+        level = "bad" if now < ONE_HOT_ENTROPY else "watch"
+        yield Finding(level, f"The teacher is almost certain of everything (entropy {now:.3f}); raise its temperature.")
     else:
         yield Finding("good", f"The teacher's targets are neither uniform nor certain (entropy {now:.2f} of 1).")
 
@@ -122,9 +123,9 @@ def _rank(history: History) -> Iterator[Finding]:
     if now is None:
         return
     # A batch of n images cannot span more than about n directions, so a small batch is judged by its size.
-    low = min(LOW_RANK, history.config.train.batch_size / 4) if history.config else LOW_RANK
-    if now < max(low, COLLAPSED_RANK):
-        level: Level = "bad" if now < COLLAPSED_RANK else "watch"
+    batch = history.config.train.batch_size if history.config else 256
+    if now < max(min(LOW_RANK, batch / 4), collapsed_rank(batch)):
+        level: Level = "bad" if now < collapsed_rank(batch) else "watch"
         yield Finding(level, f"The features of a batch span only {now:.1f} directions.")
     else:
         yield Finding("good", f"The features of a batch span {now:.1f} directions.")
@@ -138,14 +139,31 @@ def _prototypes(history: History) -> Iterator[Finding]:
     views = 2 * history.config.train.batch_size
     over = f"spread over {used:.0f} prototypes" if used >= 1.5 else "all on one prototype"
     text = f"The {views} global views of a batch are {over}."
-    yield Finding("watch" if used < max(2.0, views / 20) else "good", text)
+    if used < few_prototypes(history.config.train.batch_size):
+        yield Finding("bad", text)
+    else:
+        yield Finding("watch" if used < views / 20 else "good", text)
+
+
+def _patches(history: History) -> Iterator[Finding]:
+    now = history.now("patch_similarity")
+    if now is None:
+        return
+    if now > SIMILAR_PATCHES:
+        level: Level = "bad" if now > ALIKE_PATCHES else "watch"
+        yield Finding(level, f"The patches of an image have almost the same features (mean cosine {now:.3f}).")
+    else:
+        yield Finding("good", f"The patches of an image have features of their own (mean cosine {now:.2f}).")
 
 
 def _height(history: History) -> Iterator[Finding]:
     last = history.last("knn_z")
     if last is None:
         return
-    if last > 0:
+    best = history.largest("knn_z") or last
+    if best - last > KNN_FALL:
+        yield Finding("bad", f"Features of unseen patients get worse: knn_z was {best:.2f} and is {last:.2f}.")
+    elif last > 0:
         yield Finding(
             "good", f"Features of unseen patients tell where in the body a slice lies (knn_z {last:.2f} of 1)."
         )

@@ -18,6 +18,7 @@ from dinox_train.sections.objective import ObjectiveSection as ObjectiveSection
 from dinox_train.sections.optimizer import OptimizerSection as OptimizerSection
 from dinox_train.sections.optimizer import ScheduleSection as ScheduleSection
 from dinox_train.sections.optimizer import TeacherSection as TeacherSection
+from dinox_train.sections.plan import PlanSection as PlanSection
 from dinox_train.sections.profile import ProfileSection as ProfileSection
 from dinox_train.sections.rehearsal import RehearsalSection as RehearsalSection
 from dinox_train.sections.run import CheckpointSection as CheckpointSection
@@ -29,3 +30,5 @@ from dinox_train.sections.run import StageSection as StageSection
 from dinox_train.sections.run import TrainSection as TrainSection
 from dinox_train.sections.section import Section as Section
 from dinox_train.sections.views import ViewsSection as ViewsSection
+from dinox_train.sections.watch import EventsSection as EventsSection
+from dinox_train.sections.watch import WatchSection as WatchSection

@@ -22,6 +22,9 @@ class DataSection(Section):
     volumes, for trying a machine. Or several folders that share each batch: a list of {path, weight}."""
     temperature: Annotated[float, Field(ge=1)] | None = None
     """Weights of a list of sets that has none: n^(1/T) for a set of n windows. 1: by size; large: all alike."""
+    after_removal: tuple[Annotated[str, Field(min_length=16)], ...] = ()
+    """Digests of sets as they are now, 16 digits of each at least: a patient was taken out of them since the run began
+    (`pack_shards --remove`), and the run shall go on without that patient. Else it does not go on."""
     depth: Positive = 3
     """Slices in a window, odd; they are the network's input channels."""
     step: Positive = 1
@@ -52,6 +55,8 @@ class DataSection(Section):
     """Memory for decoded runs, MiB; where not all fit that are wanted, some are decoded again."""
     cache_mib: Annotated[int, Field(ge=0)] = 0
     """Memory for decoded slices that stay from epoch to epoch, MiB: as many whole volumes as fit. For small sets."""
+    pin: Literal["auto", "on", "off"] = "auto"
+    """Pinned memory for batches on their way to a GPU: on, off, or auto, where it is measured to be faster."""
     max_gbps: Annotated[float, Field(gt=0)] | None = None
     """Cap on what the loader decodes, 10^9 bytes a second, to leave the rest of a shared memory bus alone."""
     timeout_s: Annotated[float, Field(gt=0)] = 300.0

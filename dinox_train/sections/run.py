@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from dinox_model.fields import nearest
+from dinox_train.alarms import COLLAPSES, NAMES
 from dinox_train.sections.section import Positive, Section
 
 
@@ -67,14 +69,47 @@ class EvaluateSection(Section):
     windows: Positive = 256
     """Windows of each side, training and validation, that an evaluation looks at; evenly spread over the split."""
     neighbours: Positive = 10
-    """Training slices whose heights predict a validation slice's, for knn_z."""
+    """Training slices whose heights predict a validation slice's, for knn_z; for knn_label and shortcut likewise."""
+    labels: str | None = None
+    """Name of labels (OUT/labels/NAME.jsonl of each set) for knn_label: which slices bear a mark. null: none."""
 
 
 class LogSection(Section):
     every: Positive = 10
     """Updates between lines in train.log and on the terminal; metrics.jsonl has every update."""
+    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Programs that show the numbers of metrics.jsonl too, from RUN (the extra dinox[log]; docs/watching.md). None of
+    them sends anything unless its own variables in the environment say so."""
 
 
 class HealthSection(Section):
     max_masked_updates: Positive = 10
     """So many updates in a row with a non-finite loss or gradient stop the run (exit code 4)."""
+    on_alarm: Literal["tell", "stop"] = "tell"
+    """What an alarm does: tell, an event and no more; stop, also end the run after a checkpoint (exit code 4)."""
+    stop_at: tuple[str, ...] = COLLAPSES
+    """The alarms that stop it; docs/health.md lists all. By default those after which nothing is learnt any more."""
+    grace_updates: Annotated[int, Field(ge=0)] | None = None
+    """Updates at the start without alarms; null: 100, or schedule.warmup_updates for what is normal in a warm-up."""
+    patience_updates: Positive = 50
+    """A figure beyond its threshold in so many updates in a row is an alarm (a few alarms have a patience of their
+    own)."""
+    spike: Annotated[float, Field(gt=1)] = 10.0
+    """A loss so many times the median of the last 100 is a spike."""
+    rollback: Positive | None = None
+    """So many updates in a row whose loss spikes or is not finite: go back to the newest checkpoint from before them,
+    and on with the windows after them, which are thus left out; null: never."""
+    max_rollbacks: Positive = 3
+    """When one more is wanted, the run stops instead (exit code 4)."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> HealthSection:
+        for name in self.stop_at:
+            if name not in NAMES:
+                raise ValueError(f"stop_at: there is no alarm {name!r}{nearest(name, NAMES)}")
+        if self.rollback is not None and self.rollback > self.max_masked_updates:
+            raise ValueError(
+                f"rollback {self.rollback} never comes: max_masked_updates stops the run after "
+                f"{self.max_masked_updates}. Lower the one or raise the other"
+            )
+        return self

@@ -1,14 +1,16 @@
 """What a run has come to, without what depends on the clock and the machine."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from dinox_train.checkpoint import list_checkpoints
+from dinox_train.evaluate import Evaluation
 from dinox_train.metrics import VARYING, read_lines
 
-EVALUATED = {"loss_val", "knn_z", "knn_label"}
+EVALUATED = {field.name for field in fields(Evaluation)}
 """A run evaluates where it ends, so that one which was cut in two has more of these."""
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinox_train.alarms import Alarms, Setting
 from dinox_train.learner import Learner
-from dinox_train.loss_spikes import LossSpikes
 from dinox_train.metrics import read_lines
 from dinox_train.step import StepResult
 from tests.faults.run_outcome import assert_same_run, events, updates_saved
@@ -39,23 +39,25 @@ def test_f32_a_loss_that_leaps_is_an_event(tmp_path: Path, train: Train, monkeyp
 
     monkeypatch.setattr(StepResult, "to_host", leaps)
     assert train(tmp_path, FEW, "train.updates=14") == 0
-    found = [text for name, text in events(tmp_path) if name == "loss spike"]
+    found = [text for name, text in events(tmp_path) if name == "alarm"]
     assert len(found) == 1
-    assert found[0].startswith("update 12 had a loss of 1000, the median of those before it is ")
+    assert found[0].startswith("loss_spike: update 12 had a loss of 1000, the median of those before it is ")
 
 
 def test_f32_what_is_said_does_not_depend_on_where_a_run_was_resumed() -> None:
     losses = [5.0] * 30 + [51.0, 51.0, 5.0, 49.0, 50.5]
-    whole, said = LossSpikes(), []
-    for update, loss in enumerate(losses, 1):
-        said.append(whole.add(update, loss) is not None)
-    assert [number for number, one in enumerate(said, 1) if one] == [31, 35]
+    lines = [{"update": update, "loss": loss} for update, loss in enumerate(losses, 1)]
+    setting = Setting(batch_size=4, prototypes=64, updates=100, warmup=0)
+    whole = Alarms(setting)
+    said = [[one.event for one in whole.add(line)] for line in lines]
+    begun, over = ([n for n, one in enumerate(said, 1) if name in one] for name in ("alarm", "alarm over"))
+    assert (begun, over) == ([31, 35], [33])
     for cut in range(len(losses)):
-        first, second = LossSpikes(), LossSpikes()
-        for update, loss in enumerate(losses[:cut], 1):
-            first.add(update, loss)
+        first, second = Alarms(setting), Alarms(setting)
+        for line in lines[:cut]:
+            first.add(line)
         second.restore(first.state())
-        assert [second.add(cut + 1 + n, loss) is not None for n, loss in enumerate(losses[cut:])] == said[cut:]
+        assert [[one.event for one in second.add(line)] for line in lines[cut:]] == said[cut:]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,6 @@ def test_damage_is_found_though_slices_are_kept(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(("cache_bytes", "error"), [(-1, ValueError), (1 << 50, MemoryError)])
 def test_impossible_budgets_are_refused(folder: Path, cache_bytes: int, error: type[Exception], monkeypatch) -> None:
     if error is MemoryError:
-        monkeypatch.setattr("dinox_io.memory._free_memory_bytes", lambda: 100)
+        monkeypatch.setattr("dinox_io.memory.free_memory_bytes", lambda: 100)
     with pytest.raises(error):
         stream(folder, cache_bytes=cache_bytes)

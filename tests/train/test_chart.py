@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dinox_train.report.chart import HEIGHT, WIDTH, Axis, Curve, draw_chart, nice_ticks, thin, trailing_mean
+from dinox_train.report.chart import HEIGHT, WIDTH, Axis, Curve, Marks, draw_chart, joined, nice_ticks, thin
 from dinox_train.report.numerals import gibibytes, number, percent, whole
 
 PLAIN = Axis(write=number)
@@ -31,16 +31,6 @@ def test_thinning_keeps_the_extremes_the_order_and_the_limit(n: int, buckets: in
     if n:
         assert kept_y.min() == y.min()
         assert kept_y.max() == y.max()
-
-
-@given(n=st.integers(1, 50), window=st.integers(1, 12), seed=st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
-def test_the_trailing_mean_agrees_with_a_loop(n: int, window: int, seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    y = np.where(generator.random(n) < 0.3, np.nan, generator.normal(size=n))
-    for place, value in enumerate(trailing_mean(y, window)):
-        part = [v for v in y[max(0, place - window + 1) : place + 1] if np.isfinite(v)]
-        assert value == pytest.approx(sum(part) / len(part)) if part else np.isnan(value)
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-6, 1e6), count=st.integers(2, 8))
@@ -113,3 +103,35 @@ def test_numbers_are_short() -> None:
     assert [percent(value) for value in (0, 0.0312, 0.4, 1)] == ["0 %", "3.1 %", "40 %", "100 %"]
     assert [whole(value) for value in (12, 76_800, 6_400_000, 1.28e9)] == ["12", "76,800", "6.40 M", "1,280 M"]
     assert [gibibytes(value) for value in (3 * 2**30, 2**29)] == ["3.0 GiB", "512 MiB"]
+
+
+def test_what_happened_is_drawn_where_it_did_and_named_once() -> None:
+    marks = Marks(resumed=[25, 25, 900], rolled_back=[50], skipped=[75], alarms=[(10, 20), (90, 400)])
+    curve = Curve(name="c", x=np.arange(101.0), y=np.arange(101.0))
+    html = draw_chart("t", [curve], PLAIN, marks=marks)
+    assert re.findall(r'class="(?:resumed|back)" d="M([\d.]+)', html) == ["250.0", "500.0"]
+    assert re.findall(r'class="alarm" d="M([\d.]+) 0H([\d.]+)V', html) == [("100.0", "200.0"), ("900.0", "1000.0")]
+    for name in ("resumed", "went back", "not applied", "alarm"):
+        assert html.count(f"</i>{name}</span>") == 1
+    assert "went back" not in draw_chart("t", [curve], PLAIN, marks=Marks(rolled_back=[900]))
+
+
+def test_alarms_that_touch_are_one_and_their_number_is_bounded() -> None:
+    assert joined([(30, 40), (10, 20), (20, 25)], (0, 100)) == [(10, 25), (30, 40)]
+    assert joined([(-5, 3), (99, 400), (200, 300)], (0, 100)) == [(0, 3), (99, 100)]
+    many = [(begin, begin + 1) for begin in range(0, 10**6, 3)]
+    assert len(joined(many, (0, 10**6))) == 1
+    assert len(joined([(10 * begin, 10 * begin) for begin in range(10**5)], (0, 10**6))) <= 501
+
+
+def test_a_line_begins_anew_where_updates_were_done_again() -> None:
+    x = np.array([1.0, 2.0, 3.0, 2.0, 4.0])
+    html = draw_chart("t", [Curve(name="c", x=x, y=np.zeros(5))], PLAIN)
+    (line,) = re.findall(r'class="first" d="([^"]*)"', html)
+    assert re.sub(r"[\d. ]+", "", line) == "MLLML"
+
+
+def test_an_axis_spans_what_it_is_told_to() -> None:
+    curve = Curve(name="c", x=np.array([5.0]), y=np.array([1.0]))
+    html = draw_chart("t", [curve], PLAIN, over=(0.0, 10.0))
+    assert paths(html, "first")[0][0][0] == WIDTH / 2

@@ -14,6 +14,8 @@ from dinox_train.sections import ObjectiveSection, RehearsalSection, Section, St
 from dinox_train.stages import stage_of, stages_of
 from dinox_train.views import ViewSettings
 
+MACHINES = ("strix_halo", "rtx_4090", "rx_7900_xtx", "mi300x", "h100", "h200")
+
 
 def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
     file = folder / name
@@ -24,7 +26,7 @@ def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
 def test_every_shipped_file_loads_and_survives_a_round_trip(repository: Path, tmp_path: Path) -> None:
     files = [file for file in sorted((repository / "configs").rglob("*.yaml")) if file.parent.name != "about"]
     names = {str(file.relative_to(repository / "configs").with_suffix("")) for file in files}
-    overlays = {"hardware/strix_halo", "hardware/rtx_4090", "hardware/h200", "micro", "warm_start"}
+    overlays = {*(f"hardware/{name}" for name in MACHINES), "micro", "warm_start"}
     start = {"warm_start"}
     assert names == {"demo", "vit_s", "vit_b", "vit_l", "vit_g"} | overlays | start
     for file in files:
@@ -101,7 +103,7 @@ def test_difference_lists_mathematics_only() -> None:
 def test_every_key_says_what_it_means() -> None:
     sections = [field.annotation for field in Config.model_fields.values() if hasattr(field.annotation, "model_fields")]
     sections += [StageSection, RehearsalSection, *_within(ObjectiveSection)]
-    assert len(sections) == 24
+    assert len(sections) == 27
     silent = [
         f"{section.__name__}.{name}"
         for section in (Config, *sections)
@@ -212,7 +214,7 @@ def test_a_number_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_micro_batches_of_shipped_configurations_are_moderate(repository: Path) -> None:
     largest = {"vit_s": 64, "vit_b": 32, "vit_l": 16, "vit_g": 8}
     for name, images in largest.items():
-        for overlay in ("strix_halo", "rtx_4090", "h200"):
+        for overlay in MACHINES:
             config = load_config([repository / f"configs/{name}.yaml", repository / f"configs/hardware/{overlay}.yaml"])
             assert config.train.batch_size // config.train.accumulation <= images
 
@@ -290,3 +292,13 @@ def test_what_could_never_run_is_refused_before_it_begins(tree: dict[str, object
 def test_one_window_of_evaluation_is_enough_without_koleo() -> None:
     assert validate({"evaluate": {"windows": 1}, "objective": {"koleo": {"weight": 0.0}}}).evaluate.windows == 1
     assert validate({"evaluate": {"windows": 1}, "objective": {"name": "mae"}}).evaluate.windows == 1
+
+
+@pytest.mark.parametrize("text", ["off", "'off'"])
+def test_off_is_a_word_not_a_truth(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"execution: {{compile: {text}}}\ndata: {{pin: {text}}}\ndeterministic: true\n")
+    for config in (load_config([file]), load_config([file], [f"data.pin={text}", f"execution.compile={text}"])):
+        assert (config.execution.compile, config.data.pin, config.deterministic) == ("off", "off", True)
+    with pytest.raises(ConfigError, match="deterministic"):
+        load_config([file], ["deterministic=yes"])

@@ -1,6 +1,7 @@
 """What a run trains on: whose data it is, and that a run does not go on over a patient who withdrew."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from dinox_io.about import read_about
 from dinox_io.manifest import build_manifest, commit_set, read_manifest
 from dinox_io.output import OutputFolder
 from dinox_io.remove import remove_patient
+from dinox_train.checkpoint import newest_checkpoint
 from dinox_train.config import ConfigError
 from dinox_train.data import open_dataset, tell_provenance
 from dinox_train.fake import write_fake_set
@@ -46,6 +48,85 @@ def test_a_run_whose_patient_withdrew_does_not_go_on(tmp_path: Path, repository:
     assert again.began == fresh.began
     for dataset in (fresh, again):
         dataset.sources[0].shards.close()
+
+
+def removed_from(folder: Path, volume: int) -> tuple[str, str]:
+    """The digests of the set before and after the patient of that volume was removed."""
+    with OutputFolder(folder).held() as held:
+        assert held.previous is not None
+        before = held.previous["self"]
+        remove_patient(held, held.previous["volumes"][volume]["patient"])
+    return before, read_manifest(folder)["self"]
+
+
+def test_a_run_that_is_told_goes_on_without_the_patient(tmp_path: Path) -> None:
+    folder = write_fake_set(tmp_path / "set", {0: "train", 1: "train", 2: "val"})
+    before, now = removed_from(folder, 0)
+    said: list[str] = []
+
+    def opened(*digests: str) -> Any:
+        data = DataSection(shards=str(folder), after_removal=digests)
+        return open_dataset(data, tmp_path / "run", [(before, 1.0)], said.append, update=7)
+
+    for wrong in ("0" * 64, before, now[1:]):
+        with pytest.raises(ConfigError, match=rf"data\.after_removal=\[{now}\]"):
+            opened(wrong)
+    assert said == []
+    for digest in (now, now[:16]):
+        dataset = opened("0" * 16, digest)
+        assert dataset.began == [(now, 1.0)]
+        assert len(dataset.volumes) == 2
+        assert dataset.removals == ({"update": 7, "began": before, "now": now},)
+        assert [before in text and now in text for text in dataset.removals_told(7)] == [True]
+        assert dataset.removals_told(8) == []
+        dataset.sources[0].shards.close()
+    assert all("stays in its weights" in text for text in said)
+    assert len(said) == 2
+    with pytest.raises(ValueError, match="after_removal"):
+        DataSection(shards=str(folder), after_removal=(now[:15],))
+
+
+def test_nobody_trains_on_the_validation_side_because_all_others_withdrew(tmp_path: Path) -> None:
+    folder = write_fake_set(tmp_path / "set", {0: "train", 1: "val"})
+    before, now = removed_from(folder, 0)
+    data = DataSection(shards=str(folder), after_removal=(now,))
+    with pytest.raises(ConfigError, match="no volume to train on is left"):
+        open_dataset(data, tmp_path / "run", [(before, 1.0)], print)
+
+
+def test_a_removal_is_told_kept_and_resumed_over(
+    tmp_path: Path, train: Callable[..., int], tiny_preset: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_fake_set(tmp_path / "set", {0: "train", 1: "train", 2: "train", 3: "val"})
+    settings = (f"data.shards={folder}", "evaluate.every=100", "checkpoint.every=2")
+    assert train(tmp_path / "run", *settings, "train.updates=2") == 0
+    before, now = removed_from(folder, 0)
+    assert train(tmp_path / "run", *settings, "train.updates=6") == 2
+    assert f"data.after_removal=[{now}]" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    told = f"data.after_removal=[{now}]"
+    assert train(tmp_path / "run", *settings, told, "train.updates=4") == 0
+    assert train(tmp_path / "run", *settings, "train.updates=6") == 0, "told once; the checkpoint has the new set"
+    assert train(tmp_path / "whole", *settings, told, "train.updates=6") == 0
+    lines, whole = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("run", "whole")
+    )
+    assert [line["update"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    varies = {*VARYING, "loss_val", "knn_z", "knn_label", "shortcut"}
+    for line, other in zip(lines, whole, strict=True):
+        assert {k: v for k, v in line.items() if k not in varies} == {k: v for k, v in other.items() if k not in varies}
+    row = {"update": 2, "began": before, "now": now}
+    for name in ("run", "whole"):
+        events = [json.loads(line) for line in (tmp_path / name / "events.jsonl").read_text().splitlines()]
+        assert [(one["update"], before in one["text"]) for one in events if one["event"] == "removal"] == [(2, True)]
+        env = json.loads((tmp_path / name / "env.json").read_text())
+        assert env["removals"] == [row]
+        assert [one["digest"] for one in env["shards"]] == [now]
+        newest, _ = newest_checkpoint(tmp_path / name / "checkpoints")
+        assert newest is not None
+        assert newest.state["removals"] == [row]
+        assert newest.state["position"] == 6
 
 
 @pytest.mark.parametrize(("release", "warned"), [("yes", 0), ("ask", 0), ("no", 1)])

@@ -17,8 +17,6 @@ from dinox_model.kernels.unfilter import unfilter, unfilter_reference
 from dinox_train.fake import fake_volume
 from dinox_train.feed import Feed, Unfilter
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 def test_on_cpu_nothing_is_copied(small_set: Path) -> None:
     feed = Feed(torch.device("cpu"))
@@ -88,7 +86,7 @@ def test_filtered_windows_are_refused_where_nothing_undoes_the_filter(small_set:
         feed.to_device(next(loader))
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("unfilter", [None, unfilter_reference, unfilter])
 @pytest.mark.parametrize("mode", ["runs", "random"])
 def test_what_arrives_is_what_was_sent(small_set: Path, mode: str, unfilter: Unfilter | None) -> None:

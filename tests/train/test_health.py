@@ -112,6 +112,38 @@ def test_prototype_use_counts_each_winner_once() -> None:
     assert float(health.prototype_use(targets)) == pytest.approx(3 / 12)
 
 
+def slow_patch_similarity(patches: np.ndarray) -> float:
+    images = []
+    for image in patches.astype(np.float64):
+        cosines = [
+            float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+            for i, a in enumerate(image)
+            for j, b in enumerate(image)
+            if i != j
+        ]
+        images.append(sum(cosines) / len(cosines))
+    return sum(images) / len(images)
+
+
+@given(st.tuples(st.integers(1, 4), st.integers(2, 9), st.integers(1, 8), st.integers(0, 2**31 - 1)))
+@settings(max_examples=40, deadline=None)
+def test_patch_similarity_agrees_with_all_pairs(case: tuple[int, int, int, int]) -> None:
+    patches = np.random.default_rng(case[3]).normal(size=case[:3]).astype(np.float32)
+    found = float(health.patch_similarity(torch.from_numpy(patches)))
+    assert found == pytest.approx(slow_patch_similarity(patches), abs=2e-5)
+
+
+def test_patch_similarity_of_equal_and_of_orthogonal_patches() -> None:
+    alike = torch.randn(3, 1, 8, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)[None, :, None]
+    assert float(health.patch_similarity(alike)) == pytest.approx(1.0, abs=1e-5)
+    assert float(health.patch_similarity(torch.eye(6)[None])) == 0.0
+    assert float(health.patch_similarity(torch.stack([torch.eye(2), -torch.eye(2)]).sum(0)[None])) == 0.0
+    opposite = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]])
+    assert float(health.patch_similarity(opposite)) == -1.0
+    with pytest.raises(ValueError, match=r"\(4, 1, 8\)"):
+        health.patch_similarity(torch.ones(4, 1, 8))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_figures_are_zero_dim_tensors_of_full_precision(dtype: torch.dtype) -> None:
     features = torch.from_numpy(random_matrix(6, 10, 3)).to(dtype)
@@ -121,6 +153,7 @@ def test_figures_are_zero_dim_tensors_of_full_precision(dtype: torch.dtype) -> N
         health.feature_std(features),
         health.effective_rank(features),
         health.prototype_use(targets),
+        health.patch_similarity(features[None]),
     ]
     assert all(figure.shape == () and figure.dtype == torch.float32 for figure in figures)
 
@@ -133,7 +166,7 @@ def test_a_wrong_shape_is_named(figure) -> None:
         figure(torch.ones(0, 4))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_nothing_but_the_eigenvalues_waits_for_the_gpu() -> None:
     features = torch.from_numpy(random_matrix(64, 128, 5)).cuda()
     targets = features.softmax(1)
@@ -141,6 +174,7 @@ def test_nothing_but_the_eigenvalues_waits_for_the_gpu() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         figures = [health.teacher_entropy(targets), health.feature_std(features), health.prototype_use(targets)]
+        figures.append(health.patch_similarity(features[None]))
         gram = health.feature_gram(features)
     finally:
         torch.cuda.set_sync_debug_mode("default")

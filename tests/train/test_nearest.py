@@ -83,3 +83,27 @@ def test_sides_that_do_not_match_are_named() -> None:
         nearest.height_r2(torch.ones(3, 2), torch.ones(3), torch.ones(4, 2), torch.ones(3))
     with pytest.raises(ValueError, match="k is 0"):
         nearest.nearest_mean(torch.ones(3, 2), torch.ones(3), torch.ones(4, 2), k=0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_auroc_is_the_share_of_pairs_in_order(rows: list[tuple[int, bool]]) -> None:
+    scores, positive = torch.tensor([float(score) for score, _ in rows]), torch.tensor([mark for _, mark in rows])
+    if positive.all() or not positive.any():
+        return
+    pairs = [(float(one), float(other)) for one in scores[positive] for other in scores[~positive]]
+    expected = sum(1.0 if one > other else 0.5 if one == other else 0.0 for one, other in pairs) / len(pairs)
+    assert nearest.auroc(scores, positive) == pytest.approx(expected)
+
+
+def test_mark_auroc_of_features_that_know_the_mark_of_those_that_do_not_and_of_one_kind_only() -> None:
+    marked = torch.tensor([1.0, 0.0] * 20)
+    knowing = torch.stack([marked, 1 - marked], dim=1)
+    assert nearest.mark_auroc(knowing, marked, knowing, marked, k=3) == 1.0
+    assert nearest.mark_auroc(knowing, 1 - marked, knowing, marked, k=3) == 0.0
+    assert nearest.mark_auroc(torch.ones(40, 2), marked, torch.ones(40, 2), marked, k=40) == 0.5
+    for known, asked in ((torch.ones(40), marked), (marked, torch.zeros(40)), (marked[:0], marked)):
+        assert nearest.mark_auroc(knowing[: len(known)], known, knowing, asked) is None
+    assert nearest.mark_auroc(knowing * torch.nan, marked, knowing, marked) is None
+    with pytest.raises(ValueError, match="do not match"):
+        nearest.mark_auroc(knowing, marked[1:], knowing, marked)

@@ -18,7 +18,8 @@ from dinox_io.manifest import build_manifest, commit_set, read_manifest
 from dinox_io.shard import ShardWriter, encode_volume
 from dinox_train import micro_batch as micro_batch_module
 from dinox_train import trainer as trainer_module
-from dinox_train.__main__ import main
+from dinox_train.__main__ import main, settled
+from dinox_train.config import load_config
 from dinox_train.fake import fake_volume, write_fake_set
 from dinox_train.learner import Learner
 from dinox_train.metrics import VARYING, read_lines
@@ -176,6 +177,10 @@ def test_init_from_takes_weights_and_nothing_else(
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     assert train(whole, start, "train.updates=12") == 2
     assert "another run.folder" in capsys.readouterr().err
+    # Resumed without a word of it, the run still says whose weights it began with: whom those saw, it has seen.
+    begun = load_config([tmp_path / "new/config.yaml"])
+    resumed = begun.model_copy(update={"run": begun.run.model_copy(update={"init_from": None})})
+    assert settled(resumed, begun).run.init_from == begun.run.init_from is not None
 
 
 def test_the_resolved_config_is_in_the_run_and_reproduces_it(tmp_path: Path, whole: Path) -> None:

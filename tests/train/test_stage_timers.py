@@ -16,8 +16,6 @@ from dinox_train.plan import flops_of
 from dinox_train.stage_timers import STAGES, StageTimers
 from dinox_train.utilisation import Utilisation
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
 
 def test_stages_are_timed_apart_and_add_up() -> None:
     timers = StageTimers(torch.device("cpu"))
@@ -34,7 +32,7 @@ def test_stages_are_timed_apart_and_add_up() -> None:
         pass
 
 
-@on_gpu
+@pytest.mark.gpu
 def test_the_device_s_stages_are_timed_on_the_device() -> None:
     device = torch.device("cuda")
     timers, matrix = StageTimers(device), torch.randn(4096, 4096, device=device)

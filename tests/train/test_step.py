@@ -279,7 +279,7 @@ def test_other_objectives_are_exact_under_accumulation(objective: Objective) -> 
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: nothing waits for a CPU")
+@pytest.mark.gpu
 def test_nothing_in_the_step_waits_for_the_device() -> None:
     objective = DINOv3(replace(ALL_ON, koleo=KoLeoSettings(group=None)))
     made = networks(objective)

@@ -21,14 +21,24 @@ HEALTHY = {
 }
 
 
-def history(updates: int = 300, skipped: int = 0, batch_size: int = 32, **now: Any) -> History:
-    """A run whose loss fell from 6.5, and whose other figures were always what they are now."""
+def history(
+    updates: int = 300,
+    skipped: int = 0,
+    batch_size: int = 32,
+    before: dict[int, dict[str, Any]] | None = None,
+    **now: Any,
+) -> History:
+    """A run whose loss fell from 6.5, and whose other figures were always what they are now, but in lines `before`."""
     lines: list[dict[str, Any]] = [{"update": u, **HEALTHY, **now} for u in range(1, updates + 1)]
     lines[0]["loss"] = 6.5
     for line in lines[1 : 1 + skipped]:
         line |= {"applied": False, "loss": None}
+    for index, figures in (before or {}).items():
+        lines[index] |= figures
     config = validate({"train": {"updates": 300, "batch_size": batch_size}, "objective": {"prototypes": 1024}})
-    return History(folder=Path("run"), lines=lines, events=[], config=config, environment=None)
+    run = History(folder=Path("run"), config=config)
+    run.add_lines(lines)
+    return run
 
 
 def test_a_healthy_run_is_called_healthy() -> None:
@@ -50,7 +60,11 @@ def test_a_healthy_run_is_called_healthy() -> None:
         ({"feature_std": 0.03}, "watch", "the same way"),
         ({"effective_rank": 1.2}, "bad", "only 1.2 directions"),
         ({"effective_rank": 5.0}, "watch", "only 5.0 directions"),
-        ({"prototype_use": 1 / 1024}, "watch", "all on one prototype"),
+        ({"teacher_entropy": 0.01}, "bad", "almost certain"),
+        ({"prototype_use": 1 / 1024}, "bad", "all on one prototype"),
+        ({"prototype_use": 3 / 1024}, "watch", "spread over 3 prototypes"),
+        ({"patch_similarity": 0.99}, "bad", "almost the same features"),
+        ({"patch_similarity": 0.96}, "watch", "almost the same features"),
         ({"knn_z": -0.3}, "watch", "do not tell where"),
         ({"data_wait_fraction": 0.4}, "watch", "40 % of the time"),
         ({"skipped": 30}, "watch", "30 updates were not applied"),
@@ -78,17 +92,13 @@ def test_a_small_batch_is_not_blamed_for_its_rank() -> None:
 
 
 def test_features_that_start_equal_and_part_are_not_called_collapsed() -> None:
-    run = history(feature_std=0.004)
-    run.lines[0]["feature_std"] = 2e-6  # as with a LayerScale of 1e-5
-    found = findings(run)
+    found = findings(history(feature_std=0.004, before={0: {"feature_std": 2e-6}}))  # as with a LayerScale of 1e-5
     assert found[0].level == "watch"
     assert "they part" in found[0].text
 
 
 def test_only_recent_values_count() -> None:
-    run = history()
-    for line in run.lines[:200]:
-        line["feature_std"] = 0.001
+    run = history(before={index: {"feature_std": 0.001} for index in range(200)})
     assert findings(run)[0].level == "good"
 
 
@@ -98,6 +108,6 @@ def test_the_most_prototypes_a_batch_can_use() -> None:
 
 
 def test_without_figures_nothing_is_judged() -> None:
-    empty = History(folder=Path("run"), lines=[], events=[], config=None, environment=None)
+    empty = History(folder=Path("run"))
     assert findings(empty) == []
     assert "nothing to judge" in summary(empty, []).text

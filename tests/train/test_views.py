@@ -284,7 +284,7 @@ def test_views_are_bit_equal_however_the_batch_is_cut(shape: tuple[int, ...], cu
             assert torch.equal(whole[kind].chunk(num_views)[view], joined)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_shows_the_same_and_is_never_waited_for() -> None:
     images, sizes = noise(5, 3, 70, 90), np.array([[70, 90], [41, 90], [70, 33], [12, 10], [70, 90]])
     plan, on_gpu = draw(ALL_ON, rows=5, size=sizes), images.cuda()

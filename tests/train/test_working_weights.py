@@ -242,7 +242,7 @@ def test_masters_must_be_fp32() -> None:
         MasterWeights(Small(0).double(), "fp32")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_nothing_waits_for_the_device() -> None:
     weights = MasterWeights(Small(0).cuda(), "bf16_weights")
     torch.cuda.set_sync_debug_mode("error")

@@ -4,7 +4,8 @@ its path: `DINOX_WITHOUT_EXTRAS=1` (tests/conftest.py).
 
 import sys
 
-EXTRAS = {"gdcm", "jpeg_ls", "moto", "obstore", "openjpeg", "pylibjpeg", "triton", "webdataset"}
+EXTRAS = {"gdcm", "jpeg_ls", "moto", "obstore", "openjpeg", "pylibjpeg", "tensorboard", "trackio", "triton", "wandb"}
+EXTRAS |= {"webdataset"}
 
 
 class Blocker:
