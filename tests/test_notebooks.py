@@ -13,6 +13,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((REPOSITORY / "docs" / "notebooks").glob("*.ipynb"))
+LOOK, KNEE, CHECKPOINT = (
+    REPOSITORY / "docs" / "notebooks" / f"{name}.ipynb"
+    for name in ("look_and_measure", "read_a_knee", "look_at_a_checkpoint")
+)
 RUN = """
 import json, sys
 names = {"__name__": "__main__"}
@@ -22,6 +26,7 @@ for number, cell in enumerate(json.load(open(sys.argv[1], encoding="utf-8"))["ce
 print("cells done")
 """
 
+ASKED_FOR = ("DINOX_SHARDS", "DINOX_KNEE", "DINOX_RUN")
 each = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
 
 
@@ -31,7 +36,7 @@ def run(notebook: Path, folder: Path, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", RUN, notebook],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "DINOX_SHARDS"} | settings | environment,
+        env={name: value for name, value in os.environ.items() if name not in ASKED_FOR} | settings | environment,
         capture_output=True,
         text=True,
         timeout=200,
@@ -41,8 +46,8 @@ def run(notebook: Path, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_there_is_one() -> None:
-    assert "look_and_measure.ipynb" in [notebook.name for notebook in NOTEBOOKS]
+def test_they_are_there() -> None:
+    assert {LOOK, KNEE, CHECKPOINT} == set(NOTEBOOKS)
 
 
 @each
@@ -55,9 +60,8 @@ def test_it_is_short_and_has_no_outputs(notebook: Path) -> None:
             assert not [line for line in cell["source"] if line.lstrip().startswith(("%", "!"))]
 
 
-@each
-def test_it_runs_on_a_phantom_of_its_own(notebook: Path, tmp_path: Path) -> None:
-    printed = run(notebook, tmp_path)
+def test_it_runs_on_a_phantom_of_its_own(tmp_path: Path) -> None:
+    printed = run(LOOK, tmp_path)
     assert "train {" in printed
     for mode in ("random", "runs"):
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{mode} ")]
@@ -65,11 +69,16 @@ def test_it_runs_on_a_phantom_of_its_own(notebook: Path, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir()), "the phantom was not removed"
 
 
-@each
-def test_it_opens_the_set_that_it_is_given(notebook: Path, tmp_path: Path) -> None:
+def test_it_opens_the_set_that_it_is_given(tmp_path: Path) -> None:
     shards = tmp_path / "mine"
     made = "import sys, pathlib; from dinox_train.fake import write_fake_set; write_fake_set(pathlib.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", made, shards], cwd=REPOSITORY, check=True)
-    printed = run(notebook, tmp_path, DINOX_SHARDS=str(shards))
+    printed = run(LOOK, tmp_path, DINOX_SHARDS=str(shards))
     assert printed.startswith("12 volumes")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"], "something else was written"
+
+
+def test_the_knee_on_record_is_read_and_drawn(tmp_path: Path) -> None:
+    printed = run(KNEE, tmp_path)
+    assert "windows/s" in printed
+    assert "train:" in printed, "its overlay"
