@@ -55,12 +55,22 @@ def open_network(path: Path, device: str | None, dtype: str | None) -> Network:
     """
     if path.suffix == ".pt2":
         return _open_package(path, device, dtype)
+    device = usable_device(device)
+    model, report = dinox_model.load_pretrained(path)
+    return network_of(model, device, dtype, tuple(report.lines()))
+
+
+def usable_device(device: str | None) -> str:
+    """None: cuda where there is one, else cpu. ValueError for cuda where there is none."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch sees none here")
-    model, report = dinox_model.load_pretrained(path)
-    dtype = dtype or "fp32"
-    digest = _digest(model)
+    return device
+
+
+def network_of(model: VisionTransformer, device: str | None, dtype: str | None, notes: tuple[str, ...] = ()) -> Network:
+    """A network on the CPU, moved to the device. Arguments and errors are those of `open_network`."""
+    device, dtype, digest = usable_device(device), dtype or "fp32", _digest(model)
     model.to(device)
 
     def encode(hu: np.ndarray, spacing_mm: np.ndarray) -> ViTFeatures:
@@ -79,7 +89,7 @@ def open_network(path: Path, device: str | None, dtype: str | None) -> Network:
         size=None,
         patch_size=model.config.patch_size,
         encode=encode,
-        notes=tuple(report.lines()),
+        notes=notes,
     )
 
 
