@@ -14,7 +14,7 @@ import cases
 import machine
 import our_codecs
 import result
-from command import MB, Plan, add_options, load_cases, open_peers, tell
+from command import MB, Plan, add_options, finish, load_cases, open_peers, tell
 from harness import AGAIN, Contender, Local, Measurement, Worker, WorkerError, measure
 from result import Result
 
@@ -148,10 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (cases.CasesError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    result.finish(made, given.output)
-    print("\n".join(result.lines(made)))
-    print(f"written: {given.output}")
-    return 0
+    return finish(made, given.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks of codec and packing have in common on their command lines: data, peers, how much is measured.
+"""What benchmarks have in common on their command lines: data, peers, how much is measured, what is shown in the end.
 
 Invariant: an option means the same in each of them.
 """
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import result
 from harness import Worker
+from result import Result
 
 if TYPE_CHECKING:
     import cases
@@ -80,3 +82,11 @@ def open_peers(
 def tell(name: str) -> None:
     """Progress of a measurement."""
     print(f"  preparing {name}", file=sys.stderr, flush=True)
+
+
+def finish(made: Result, output: Path) -> int:
+    """Write the result whole, and show it. Returns a program's exit code: 0, whatever came out."""
+    result.finish(made, output)
+    print("\n".join(result.lines(made)))
+    print(f"written: {output}")
+    return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import machine
 import result
 import torch
-from command import Plan, add_output, tell
+from command import Plan, add_output, finish, tell
 from harness import AGAIN, Local, measure
 from model import device_name
 from peak_memory import wait
@@ -135,10 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    result.finish(made, given.output)
-    print("\n".join(result.lines(made)))
-    print(f"written: {given.output}")
-    return 0
+    return finish(made, given.output)
 
 
 if __name__ == "__main__":

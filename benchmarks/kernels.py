@@ -14,7 +14,7 @@ import machine
 import result
 import torch
 from attention_case import FLEX, OURS, AttentionCase, device_clock
-from command import Plan, add_output, tell
+from command import Plan, add_output, finish, tell
 from harness import AGAIN, Contender, Local, Measurement, measure
 from result import Result
 
@@ -141,10 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     made = run(device, quick=given.quick)
     output: Path = given.output
-    result.finish(made, output)
-    print("\n".join(result.lines(made)))
-    print(f"written: {output}")
-    return 0
+    return finish(made, output)
 
 
 if __name__ == "__main__":

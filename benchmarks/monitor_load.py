@@ -18,7 +18,7 @@ from typing import Any
 import machine
 import psutil
 import result
-from command import Plan, add_output, tell
+from command import Plan, add_output, finish, tell
 from harness import AGAIN, measure
 from result import Result
 from timing import Sample
@@ -216,10 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     except LoadError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    result.finish(made, given.output)
-    print("\n".join(result.lines(made)))
-    print(f"written: {given.output}")
-    return 0
+    return finish(made, given.output)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import floors
 import machine
 import result
 import torch
-from command import Plan, add_output, tell
+from command import Plan, add_output, finish, tell
 from harness import AGAIN, Contender, Local, Measurement, measure
 from result import Result
 from timing import Prepared, Setup
@@ -273,10 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     output: Path = given.output
-    result.finish(made, output)
-    print("\n".join(result.lines(made)))
-    print(f"written: {output}")
-    return 0
+    return finish(made, output)
 
 
 if __name__ == "__main__":

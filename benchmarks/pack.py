@@ -18,7 +18,7 @@ import our_codecs
 import pack_parsing
 import pack_scale
 import result
-from command import MB, Plan, add_options, add_output, load_cases, open_peers, tell
+from command import MB, Plan, add_options, add_output, finish, load_cases, open_peers, tell
 from harness import AGAIN, Local, Measurement, WorkerError, measure
 from result import Result
 from timing import Prepared, Setup
@@ -161,10 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (cases.CasesError, WorkerError, pack_scale.PackFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    result.finish(made, given.output)
-    print("\n".join(result.lines(made)))
-    print(f"written: {given.output}")
-    return 0
+    return finish(made, given.output)
 
 
 if __name__ == "__main__":

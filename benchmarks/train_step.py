@@ -13,7 +13,7 @@ from pathlib import Path
 import machine
 import result
 import torch
-from command import Plan, add_output, tell
+from command import Plan, add_output, finish, tell
 from harness import AGAIN, Contender, Local, Measurement, Worker, WorkerError, measure
 from intervals import median_interval
 from matrix_floor import Floor, Tensors
@@ -209,10 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     output: Path = given.output
-    result.finish(made, output)
-    print("\n".join(result.lines(made)))
-    print(f"written: {output}")
-    return 0
+    return finish(made, output)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import cases
 import machine
 import result
 import torch
-from command import Plan, add_output, load_cases, tell
+from command import Plan, add_output, finish, load_cases, tell
 from harness import AGAIN, Contender, Local, Measurement, measure
 from result import Result
 from view_pipelines import EVERYTHING, ONE_WINDOW, Pipelines, windows_of
@@ -102,10 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (cases.CasesError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    result.finish(made, given.output)
-    print("\n".join(result.lines(made)))
-    print(f"written: {given.output}")
-    return 0
+    return finish(made, given.output)
 
 
 if __name__ == "__main__":
