@@ -63,9 +63,17 @@ def summary(history: History, found: list[Finding]) -> Finding:
 
 def most_prototypes(history: History) -> float | None:
     """The largest `prototype_use` there can be: two global views an image, each winning one of K prototypes."""
-    if history.config is None or history.config.objective.prototypes is None:
+    prototypes = _number_of_prototypes(history)
+    if history.config is None or prototypes is None:
         return None
-    return min(1.0, 2 * history.config.train.batch_size / history.config.objective.prototypes)
+    return min(1.0, 2 * history.config.train.batch_size / prototypes)
+
+
+def _number_of_prototypes(history: History) -> int | None:
+    """None where the objective has none, whatever the key says."""
+    if history.config is None or history.config.objective.name != "dinov3":
+        return None
+    return history.config.objective.prototypes
 
 
 def _loss(history: History) -> Iterator[Finding]:
@@ -74,7 +82,7 @@ def _loss(history: History) -> Iterator[Finding]:
     first, now = history.first(name), history.now(name)
     if first is None or now is None:
         return
-    prototypes = history.config and history.config.objective.prototypes
+    prototypes = _number_of_prototypes(history)
     uniform = math.log(prototypes) if prototypes else math.inf
     if abs(now - uniform) < LOSS_PINNED * uniform:
         yield Finding(

@@ -242,6 +242,12 @@ def test_what_the_run_before_saw_counts_too(
     train = {volume.patient for volume in shards.volumes if volume.split == "train"}
     assert found.patients == train | {make_volume(9).patient}
     assert open_source(tmp_path / "child").folder == child
+    gone = state_of(shards.digest, str(tmp_path / "set")) | {
+        "removals": [{"began": other["self"]}, {"began": "0" * 64}]
+    }
+    found = pretraining_of(source_of(gone), [tmp_path / "other"])
+    assert found.patients == train | {make_volume(9).patient}, "a patient who was withdrawn since was seen"
+    assert "withdrawn" in found.notes[0]
     state["config"]["run"]["init_from"] = str(tmp_path / "dinov3")
     found = pretraining_of(source_of(state), [])
     assert not found.known, "nobody says whom those weights saw: they may be an export of a run on these patients"

@@ -1,5 +1,6 @@
 """The verdict: which figures are called good, worth a look or bad, and that early figures condemn nothing."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ def history(
     run = History(folder=Path("run"), config=config)
     run.add_lines(lines)
     return run
+
+
+def test_a_loss_near_ln_k_says_nothing_where_no_prototypes_are() -> None:
+    pinned = history(loss=math.log(1024))
+    assert "bad" in {finding.level for finding in findings(pinned)}
+    other = History(folder=Path("run"), config=validate({"objective": {"name": "mae", "prototypes": 1024}}))
+    other.add_lines([{"update": 1, "loss": 7.5}, *({"update": u, "loss": math.log(1024)} for u in range(2, 301))])
+    assert most_prototypes(other) is None
+    assert not [finding for finding in findings(other) if "ln K" in finding.text]
 
 
 def test_a_healthy_run_is_called_healthy() -> None:

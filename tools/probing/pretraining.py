@@ -97,6 +97,13 @@ def _add(found: Pretraining, state: dict[str, Any], folder: Path, places: Sequen
             )
         else:
             volumes += manifest["volumes"]
+    for removal in state.get("removals", ()):  # of patients who were withdrawn while it went on
+        manifest = _manifest(removal["began"], [*places, *own])
+        volumes += [] if manifest is None else manifest["volumes"]
+        if manifest is None:
+            found.notes.append(
+                "it also learnt from patients who were withdrawn from its set since; no list of them is here"
+            )
     side = train_side({volume["split"] for volume in volumes})
     trained = [volume for volume in volumes if side in (None, volume["split"])]
     found.patients |= {volume["patient"] for volume in trained}
