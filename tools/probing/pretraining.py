@@ -88,7 +88,7 @@ def _add(found: Pretraining, state: dict[str, Any], folder: Path, places: Sequen
     volumes: list[dict[str, Any]] = []
     for digest, _ in state["shards"]:
         found.sets.append(digest)
-        manifest = _manifest(digest, [*places, *own])
+        manifest = manifest_of(digest, [*places, *own])
         if manifest is None:
             found.known = False
             found.notes.append(
@@ -98,7 +98,7 @@ def _add(found: Pretraining, state: dict[str, Any], folder: Path, places: Sequen
         else:
             volumes += manifest["volumes"]
     for removal in state.get("removals", ()):  # of patients who were withdrawn while it went on
-        manifest = _manifest(removal["began"], [*places, *own])
+        manifest = manifest_of(removal["began"], [*places, *own])
         volumes += [] if manifest is None else manifest["volumes"]
         if manifest is None:
             found.notes.append(
@@ -121,7 +121,8 @@ def train_side(sides: set[str]) -> str | None:
     return next(iter(sorted(sides & {"train", "val"}, reverse=True)), None)
 
 
-def _manifest(digest: str, places: Sequence[str | Path]) -> dict[str, Any] | None:
+def manifest_of(digest: str, places: Sequence[str | Path]) -> dict[str, Any] | None:
+    """The manifest of this digest, today's or an earlier one of a set at one of the places; None: it is at none."""
     for place in places:
         for path in (place, f"{str(place).rstrip('/')}/{EARLIER_FOLDER}/{digest}.json"):
             try:

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probing.pretraining import ANCESTORS_MAX
+from probing.pretraining import ANCESTORS_MAX, manifest_of
 from probing.source import Source
 
-from dinox_io import ShardError
-from dinox_io.manifest import EARLIER_FOLDER, read_manifest
 from dinox_train.checkpoint import CheckpointError, open_checkpoint
 from dinox_train.metrics import read_lines
 
@@ -162,16 +160,3 @@ def _ancestry(source: Source, places: Sequence[Path]) -> tuple[list[Set], str | 
         except (CheckpointError, OSError):
             return list(sets.values()), Path(began).name
     raise ValueError(f"{source.folder}: more than {ANCESTORS_MAX} runs that began with each other's weights")
-
-
-def manifest_of(digest: str, places: Sequence[Path | str]) -> dict[str, Any] | None:
-    """The manifest of this digest, today's or an earlier one of a set at one of the places."""
-    for place in places:
-        for path in (place, f"{str(place).rstrip('/')}/{EARLIER_FOLDER}/{digest}.json"):
-            try:
-                manifest = read_manifest(path)
-            except (ShardError, ImportError, OSError):
-                continue
-            if manifest["self"] == digest:
-                return manifest
-    return None
