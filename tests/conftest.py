@@ -3,13 +3,15 @@
 DINOX_GROUND_TRUTH, DINOX_WITHOUT_EXTRAS and FAULTS_MINUTES are described in CONTRIBUTING.md.
 """
 
+import gc
 import os
 import runpy
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -45,6 +47,13 @@ def _cut_off(_number: int, _frame: FrameType | None) -> None:
     pytest.skip(f"the {os.environ['FAULTS_MINUTES']} minutes of FAULTS_MINUTES are over; until then nothing had failed")
 
 
+def _reap_children() -> None:
+    """Wait for what was killed: a Popen that is thrown away before that warns, and warnings are errors."""
+    for child in [thing for thing in gc.get_objects() if type(thing) is subprocess.Popen]:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=10)
+
+
 @contextmanager
 def _within_faults_minutes(item: pytest.Item) -> Iterator[None]:
     """`make faults FAULTS_MINUTES=15`: a campaign that is at work then is cut off, a later one does not begin.
@@ -65,6 +74,9 @@ def _within_faults_minutes(item: pytest.Item) -> Iterator[None]:
     timer.start()
     try:
         yield
+    except pytest.skip.Exception:
+        _reap_children()
+        raise
     finally:
         timer.cancel()
         timer.join()
