@@ -19,11 +19,12 @@ from typing import Any
 import machine
 from knee_search.axes import Axes, AxesError, Given, Machine, axes_of
 from knee_search.choice import knee_of
+from knee_search.chosen_set import chosen_set
 from knee_search.copies import distinct_copies, place_for_copies
 from knee_search.instruments import Instruments
 from knee_search.outcome import outcome
 from knee_search.page import page_of
-from knee_search.phantom_set import PhantomFailed, phantom_set
+from knee_search.phantom_set import PhantomFailed
 from knee_search.pictures import write_pictures
 from knee_search.points import PointFile, PointsError, context_of
 from knee_search.process import Interrupted, Stop
@@ -45,7 +46,7 @@ overlay.yaml, which a run takes as it is:
 Ctrl-C leaves all of that valid; the same command goes on where it was.
 
 examples:
-  python benchmarks/knee.py --config configs/demo.yaml --output knee                        on a phantom of its own
+  python benchmarks/knee.py --config configs/demo.yaml --output knee             on its data.shards, or a phantom
   python benchmarks/knee.py --shards /data/shards --config configs/vit_b.yaml --output knee_b --minutes 60
   python benchmarks/knee.py --shards S --config C.yaml --output DIR --micro-batch 32,64 --threads 4,8
   python benchmarks/knee.py --shards S --config C.yaml --output DIR --storage-mbps 100     if they lay on a slow disk
@@ -88,7 +89,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--shards", metavar="S", help="a packed set (default: a phantom, made in DIR)")
+    made.add_argument(
+        "--shards",
+        metavar="S",
+        help="a packed set (default: the configuration's own; where there is none, a phantom, made in DIR)",
+    )
     made.add_argument(
         "--config", metavar="FILE", action="append", required=True, help="as for dinox_train; later ones overlay"
     )
@@ -133,11 +138,10 @@ def task_of(options: argparse.Namespace, tell: Callable[[str], None]) -> Task:
     config = stages[options.stage - 1]
     given = Given(**{name: getattr(options, name) for name in Given.__dataclass_fields__})
     axes_of(given, config, Machine(cores=1, is_gpu=False, unified=True, can_compile=False))  # refuses what is wrong now
-    shards = options.shards or str(phantom_set(options.output / "phantom", tell))
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"shards": shards}), "stages": (), "rehearsal": None}
-    )
-    if (options.cold or options.storage_mbps) and not Path(shards).is_dir():
+    chosen = chosen_set(options.shards, config.data, options.output / "phantom", tell)
+    data = config.data.model_copy(update={"shards": chosen.path, "temperature": None})  # weights need several sets
+    config = config.model_copy(update={"data": data, "stages": (), "rehearsal": None})
+    if (options.cold or options.storage_mbps) and not Path(chosen.path).is_dir():
         raise AxesError("--cold and --storage-mbps are for shards in a local folder")
     return Task(
         config=config,
@@ -148,7 +152,7 @@ def task_of(options: argparse.Namespace, tell: Callable[[str], None]) -> Task:
         timeout_s=options.timeout,
         storage_mbps=options.storage_mbps,
         cold=options.cold,
-        about_set="the phantom" if options.shards is None else Path(shards).name,
+        about_set=chosen.about,
     )
 
 

@@ -6,6 +6,7 @@ assumed of them. Sizes that are not run are extrapolated in a straight line from
 
 from __future__ import annotations
 
+import math
 import time
 import tracemalloc
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 import dinox_io
 from dinox_io.canonical import canonical_json, parse_json_object
+from dinox_io.descriptors import Descriptors, HeldFile
 from dinox_io.index import SetIndex, encode_index
 from dinox_io.manifest import build_manifest, commit_set
 from dinox_io.mixture import Mixture
@@ -61,10 +63,9 @@ class SetSizes:
         """Files of the packer's usual size."""
         return -(-int(self.stored_bytes) // SHARD_BYTES)
 
-    @property
-    def opening_reads(self) -> int:
-        """Small reads of opening: each shard's size and head, two members of each volume, manifest and index."""
-        return 2 * self.shards + 2 * self.volumes + 2
+    def opening_reads(self, ranks: int) -> float:
+        """Small reads of a rank that opens the set: manifest and index, and its share of the heads and the volumes."""
+        return 2 + (self.shards + self.volumes) / ranks
 
 
 def made_up_manifest(volumes: int) -> dict[str, Any]:
@@ -97,35 +98,39 @@ def _summary(number: int) -> VolumeSummary:
     )  # fmt: skip
 
 
-def made_up_index(volumes: int) -> SetIndex:
-    """The index of so many volumes."""
-    slices = volumes * SLICES
+def made_up_index(volumes: int, depth: int = SLICES) -> SetIndex:
+    """The index of so many volumes of `depth` slices."""
+    slices = volumes * depth
     columns: dict[str, Any] = {
         "shard": np.zeros(volumes, "<u4"),
         "meta_offset": np.zeros(volumes, "<u8"),
         "meta_bytes": np.full(volumes, 6000, "<u8"),
         "body_offset": np.zeros(volumes, "<u8"),
-        "shape": np.tile(np.array([SLICES, SIDE, SIDE], "<u4"), (volumes, 1)),
+        "shape": np.tile(np.array([depth, SIDE, SIDE], "<u4"), (volumes, 1)),
         "filter": np.zeros(volumes, "u1"),
         "spacing_mm": np.tile(np.array(SPACING_MM, "<f8"), (volumes, 1)),
         "orientation": np.tile(np.array(AXIAL, "<f8"), (volumes, 1)),
         "frame_bytes": np.full(slices, int(FRAME_BYTES), "<u4"),
         "checksum": np.zeros(slices, "<u4"),
-        "z_mm": np.tile(np.arange(SLICES, dtype="<f8"), volumes),
+        "z_mm": np.tile(np.arange(depth, dtype="<f8"), volumes),
     }
     return SetIndex(columns)
 
 
-def measured_set(volumes: int) -> SetSizes:
-    """Make, write and parse the manifest and the index of so many volumes, and open the set without its files."""
+def measured_set(volumes: int, depth: int = SLICES) -> SetSizes:
+    """Make, write and parse the manifest and the index of so many volumes, and open the set without its files.
+
+    depth: slices of a volume, as the index and the records have them.
+    """
     written = canonical_json(made_up_manifest(volumes))
-    index_bytes = len(encode_index(made_up_index(volumes)))
+    index_bytes = len(encode_index(made_up_index(volumes, depth)))
+    begin_s = time.process_time()
+    parse_json_object(written, "manifest.json")
+    parse_s = time.process_time() - begin_s
     tracemalloc.start()
     try:
-        begin_s = time.perf_counter()
         manifest = parse_json_object(written, "manifest.json")
-        parse_s = time.perf_counter() - begin_s
-        opened = ShardSet(LocalFolder(Path()), [], manifest, made_up_index(volumes), "clamp", "first")
+        opened = ShardSet(LocalFolder(Path()), [], manifest, made_up_index(volumes, depth), "clamp", "first")
         open_bytes = tracemalloc.get_traced_memory()[0]
         assert len(opened.volumes) == volumes
     finally:
@@ -134,6 +139,13 @@ def measured_set(volumes: int) -> SetSizes:
         volumes=volumes, manifest_bytes=len(written), index_bytes=index_bytes, parse_s=parse_s, open_bytes=open_bytes,
         measured=True,
     )  # fmt: skip
+
+
+def memory_of_index() -> tuple[float, float]:
+    """Host memory of an open set: bytes a volume, and bytes a slice. Each rank has its own: none is shared."""
+    few, more, deep = measured_set(100, 10), measured_set(300, 10), measured_set(300, 1010)
+    of_slice = (deep.open_bytes - more.open_bytes) / (300 * 1000)
+    return (more.open_bytes - few.open_bytes) / 200 - 10 * of_slice, of_slice
 
 
 def extrapolated(largest: SetSizes, volumes: int) -> SetSizes:
@@ -221,18 +233,28 @@ def reading_of(world: int, mode: str, *, batch_size: int, volumes: int = 200, ba
     return Reading(decoded / windows, reads / windows)
 
 
-def opening_s(folder: Path, volumes: int) -> float:
-    """Seconds to open a set of so many tiny volumes on a local disk: what a volume costs, whatever its size."""
+@dataclass(frozen=True)
+class Opening:
+    """Seconds of a core for opening a set of tiny volumes on a local disk: what others do beside it does not count."""
+
+    known_s: float
+    """Manifest, index and records: each rank's."""
+    checked_s: float
+    """To compare each volume's members with them: shared by the ranks."""
+
+
+def opening_s(folder: Path, volumes: int) -> Opening:
+    """Of a set of so many volumes in one shard, of as many slices as real ones have, but tiny: pixels are not read."""
     random = np.random.default_rng(0)
     writer = ShardWriter(folder / "shard-000000.tar", config_digest="0" * 64)
     for number in range(volumes):
         name = f"{number:032x}"
-        hu = random.integers(-1000, 1000, (4, 16, 16)).astype(np.int16)
+        hu = random.integers(-1000, 1000, (SLICES, 4, 4)).astype(np.int16)
         writer.add(
             encode_volume(
                 Volume(
                     id=name, series=name, patient=name, hu=hu, spacing_mm=SPACING_MM,
-                    z_positions_mm=(0.0, 1.25, 2.5, 3.75), orientation=AXIAL, facts={},
+                    z_positions_mm=tuple(1.25 * z for z in range(SLICES)), orientation=AXIAL, facts={},
                 )
             )
         )  # fmt: skip
@@ -242,6 +264,30 @@ def opening_s(folder: Path, volumes: int) -> float:
         previous=None,
     )  # fmt: skip
     commit_set(folder, manifest)
-    begin_s = time.perf_counter()
-    dinox_io.open_shards(folder).close()
-    return time.perf_counter() - begin_s
+    known_s, all_s = (_seconds_to_open(folder, share) for share in ((1, 2), (0, 2)))  # the one shard is rank 0's
+    return Opening(known_s, max(all_s - known_s, 0.0))
+
+
+def _seconds_to_open(folder: Path, share: tuple[int, int]) -> float:
+    begin_s = time.process_time()
+    dinox_io.open_shards(folder, share=share).close()
+    return time.process_time() - begin_s
+
+
+def reopening_s(folder: Path, rounds: int = 200) -> float:
+    """By how much a read is longer whose file had given way to another one (dinox_io/descriptors.py)."""
+    files = [HeldFile(folder / f"{name}.bin") for name in "ab"]
+    for file in files:
+        file.path.write_bytes(bytes(1))
+    taken_s = {1: math.inf, 2: math.inf}
+    for most in [1, 2] * 3:
+        pool = Descriptors(most)
+        begin_s = time.process_time()
+        for number in range(rounds):
+            pool.take(files[number % 2])
+            pool.give(files[number % 2])
+        taken_s[most] = min(taken_s[most], (time.process_time() - begin_s) / rounds)
+        for file in files:
+            pool.end(file)
+            file.over = False
+    return max(taken_s[1] - taken_s[2], 0.0)

@@ -16,6 +16,7 @@ from dinox_model.execution import Execution
 from dinox_model.kernels.dispatch import REFERENCE, Kernels
 from dinox_train.objectives.dinov3 import DINOv3
 from dinox_train.optimizer import set_group_values
+from dinox_train.working_weights import MasterWeights
 
 EAGER, COMPILED, OURS = "eager", "compiled", "ours"
 FUSED = Kernels(attention="triton", rotate="triton", residual_norm="triton")
@@ -68,8 +69,11 @@ def _make(case: UpdateCase, arm: str) -> OurUpdate:
     if is_ours:
         from dinox_train.kernels.adamw_average import OnePassAdamW
 
-        networks, hyperparameters = update.networks, case.hyperparameters
-        update.optimizer = OnePassAdamW(networks.student_weights, networks.teacher_weights, hyperparameters)
+        student, teacher = update.networks.student_weights, update.networks.teacher_weights
+        assert isinstance(student, MasterWeights)
+        assert isinstance(teacher, MasterWeights)
+        hyperparameters = case.hyperparameters
+        update.optimizer = OnePassAdamW(student, teacher, hyperparameters)
         set_group_values(update.optimizer, hyperparameters.learning_rate, hyperparameters.weight_decay)
     return update
 

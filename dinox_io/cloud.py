@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ import numpy as np
 from dinox_io.errors import ShardError
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import S3Store
 
 TRIES = 5
@@ -56,9 +58,9 @@ class BucketFolder:
         """s3://BUCKET/PREFIX/NAME"""
         return f"{self._address}/{name}"
 
-    def open(self, name: str) -> BucketFile:
-        """One request. ShardError if it is missing or cannot be reached."""
-        return BucketFile(self, name)
+    def open(self, name: str, size: int | None = None) -> BucketFile:
+        """One request, or none where its size is given. ShardError if it is missing or cannot be reached."""
+        return BucketFile(self, name, size)
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """All bytes of a small object. FileNotFoundError if there is none; ShardError, before it is read, if it has
@@ -77,6 +79,16 @@ class BucketFolder:
 
         return _tried(once, self.address_of(name), "it")
 
+    def has(self, name: str) -> bool:
+        """One request."""
+        import obstore
+
+        try:
+            _tried(lambda: obstore.head(self.store, name), self.address_of(name), "it")
+        except FileNotFoundError:
+            return False
+        return True
+
     def names(self, folder: str) -> list[str]:
         """FOLDER/NAME of what lies right in a subfolder, sorted; empty if there is none. ShardError."""
         import obstore
@@ -88,18 +100,27 @@ class BucketFolder:
 
 
 class BucketFile:
-    """An object as it is now; a ShardFile. Each read is one range request (tried again where it fails)."""
+    """An object as it is at the first request; a ShardFile. Each read is one range request (tried again where it
+    fails)."""
 
-    def __init__(self, folder: BucketFolder, name: str) -> None:
+    def __init__(self, folder: BucketFolder, name: str, size: int | None = None) -> None:
+        """size: that it is to have; nothing is asked then, and the first answer is compared with it."""
+        self.name, self._address, self._store = name, folder.address_of(name), folder.store
+        self._known: tuple[str | None, int] | None = None  # its tag, its size
+        self._lock = threading.Lock()
+        if size is None:
+            size = self._look()
+        self.size = size
+
+    def _look(self) -> int:
         import obstore
 
-        self.name, self._address, self._store = name, folder.address_of(name), folder.store
         try:
-            meta = _tried(lambda: obstore.head(self._store, name), self._address, "it")
+            meta = _tried(lambda: obstore.head(self._store, self.name), self._address, "it")
         except FileNotFoundError:
             raise _missing(self._address) from None
-        self.size: int = meta["size"]
-        self._e_tag = meta["e_tag"]
+        self._known = meta["e_tag"], meta["size"]
+        return meta["size"]
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """See ShardFile. ShardError also where the object is another one than when it was opened."""
@@ -116,10 +137,12 @@ class BucketFile:
     def _fill(self, start: int, stop: int, buffer: memoryview) -> None:
         import obstore
 
-        answer = obstore.get(self._store, self.name, options={"range": (start, stop), "if_match": self._e_tag})
-        # Not every store heeds If-Match.
-        if (answer.meta["e_tag"], answer.meta["size"]) != (self._e_tag, self.size):
-            raise _changed(self._address)
+        options: GetOptions = {"range": (start, stop)}
+        known = self._known
+        if known is not None and known[0] is not None:
+            options["if_match"] = known[0]
+        answer = obstore.get(self._store, self.name, options=options)
+        self._compare(answer.meta["e_tag"], answer.meta["size"])
         if answer.range != (start, stop):
             raise _IncompleteError(f"bytes {answer.range[0]} to {answer.range[1]} came")
         out, done = np.frombuffer(buffer, np.uint8), 0
@@ -131,6 +154,15 @@ class BucketFile:
             done += len(data)
         if done < len(out):
             raise _IncompleteError(f"only {done} bytes came")
+
+    def _compare(self, e_tag: str | None, size: int) -> None:
+        with self._lock:
+            if self._known is None:
+                if size != self.size:
+                    raise ShardError(f"has {size} bytes where the manifest says {self.size}", file=self.name)
+                self._known = e_tag, size
+            elif (e_tag, size) != self._known:  # not every store heeds If-Match
+                raise _changed(self._address)
 
     def close(self) -> None:
         """Nothing to close: connections belong to the store, which shares them."""

@@ -17,10 +17,9 @@ import numpy as np
 
 from dinox_io.codec import FILTERS, MAX_SLICE_VALUES
 from dinox_io.errors import ShardError
-from dinox_io.record import VolumeMeta, parse_meta
-from dinox_io.seekable import frames_of_table, seek_table_bytes
-from dinox_io.shard import BLOCK, END_BYTES, ShardEntry, ShardReader, read_shard_index
-from dinox_io.storage import ShardFile, ShardFolder, each, read_bytes
+from dinox_io.seekable import seek_table_bytes
+from dinox_io.shard import BLOCK, END_BYTES, ShardEntry, read_shard_index
+from dinox_io.storage import ShardFile, ShardFolder, each
 
 INDEX_NAME = "index.msgpack"
 _ENVELOPE_BYTES = 1 << 12
@@ -207,49 +206,3 @@ def _columns_of(ordered: Sequence[tuple[int, ShardEntry]]) -> dict[str, np.ndarr
         "z_mm": np.concatenate([entry.meta.z_positions_mm for entry in entries]),
     }
     return {name: np.ascontiguousarray(rows[name], dtype) for name, (dtype, _) in _COLUMNS.items()}
-
-
-def check_shards(
-    files: Sequence[ShardFile], manifest: Mapping[str, Any], index: SetIndex, *, in_flight: int = 1
-) -> None:
-    """Every KEY.json and every seek table where the index says, with the digests of the manifest; else ShardError.
-
-    This is what tells a shard that was swapped or edited without a change of its size, at two small reads a volume. An
-    index that says something else than they do is told by the `file` of the error: it alone is wrong.
-    in_flight: reads at once.
-    """
-    digests = {volume["id"]: volume for shard in manifest["shards"] for volume in shard["volumes"]}
-    sizes = [shard["size"] for shard in manifest["shards"]]
-    each(lambda number: ShardReader(files[number], sizes[number] - END_BYTES).read_head(), range(len(files)), in_flight)
-    tables = index.body_end()
-
-    def check(number: int) -> None:
-        file, record = files[int(index.shard[number])], manifest["volumes"][number]
-        start = int(index.meta_offset[number]) + BLOCK
-        meta = read_bytes(file, start, start + int(index.meta_bytes[number]))
-        table = read_bytes(
-            file, int(tables[number]), int(tables[number]) + seek_table_bytes(int(index.shape[number, 0]))
-        )
-        listed = digests[record["id"]]
-        if hashlib.sha256(meta).hexdigest() != listed["meta_sha256"]:
-            raise ShardError("its KEY.json is not the one that was packed", file=file.name, volume=record["id"])
-        if hashlib.sha256(table).hexdigest() != listed["seek_table_sha256"]:
-            raise ShardError("its seek table is not the one that was packed", file=file.name, volume=record["id"])
-        _check_row(index, number, parse_meta(meta, record["id"], file.name), frames_of_table(table))
-
-    each(check, range(len(manifest["volumes"])), in_flight)
-
-
-def _check_row(index: SetIndex, number: int, meta: VolumeMeta, frames: np.ndarray) -> None:
-    slices = slice(int(index.first[number]), int(index.first[number + 1]))
-    told = (
-        (index.shape[number], meta.shape),
-        (index.filter[number], FILTERS.index(meta.filter)),
-        (index.spacing_mm[number], meta.spacing_mm),
-        (index.orientation[number], meta.orientation),
-        (index.z_mm[slices], meta.z_positions_mm),
-        (index.frame_bytes[slices], frames["compressed"]),
-        (index.checksum[slices], frames["checksum"]),
-    )
-    if not all(np.array_equal(left, right) for left, right in told):
-        raise ShardError("is not what the shard says", file=INDEX_NAME, volume=meta.id)

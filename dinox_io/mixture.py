@@ -63,7 +63,7 @@ class Mixture:
         ]
 
     def batch(self, position: int) -> Draws:
-        """Global batch `position` >= 0; rows of several sets in random order."""
+        """Global batch `position` >= 0; rows of several sets in an order that is random in each pass of the first."""
         drawn = [order.batch(position) for order in self.orders]
         sets = np.repeat(np.arange(len(drawn)), [len(one.window) for one in drawn])
         window, number, run, last_batch = (np.concatenate(columns) for columns in zip(*drawn, strict=True))
@@ -71,9 +71,10 @@ class Mixture:
         draws = Draws(set=sets, window=window, epoch=epoch, number=number, run=run, last_batch=last_batch)
         if len(drawn) == 1:
             return draws
-        key = np.array([self._seed, position], np.uint64)
-        draw = key[1:] * np.uint64(len(window)) + np.arange(len(window), dtype=np.uint64)
-        rows = np.argsort(mixed(key[:1] ^ mixed(draw)))
+        # As good as the same in all batches of a pass, so that a run's windows stand in one row (order.py).
+        turn = np.concatenate([np.arange(len(one.window), dtype=np.uint64) for one in drawn])
+        key = mixed(np.array([self._seed], np.uint64) ^ mixed(number[:1].astype(np.uint64)))
+        rows = np.argsort(mixed(key ^ mixed((sets.astype(np.uint64) << np.uint64(32)) + turn)))
         return Draws(*(column[rows] for column in draws))
 
 

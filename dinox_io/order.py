@@ -25,7 +25,8 @@ Runs (run_length K > 1). The windows of a series are then listed in their own or
 end, and a round gives K places of the list that follow each other, a run, to batches that do: so that a reader who
 decodes the K + depth - 1 slices of a run once has windows for K batches. The takers of a class are parted into zones,
 a run's windows go to different takers of one zone, and a zone takes several runs, from anywhere. Zones begin at other
-batches in every round, so that a batch meets as many new runs as any other.
+batches in every round, so that a batch meets as many new runs as any other. The rows of a batch are its rounds,
+shuffled once a pass: the windows of a run, all of one round, stand in one row of their batches: one rank has the run.
 
 With n < 2c the bounds on series cannot bind. The head is the first windows of a permutation that the tail before does
 not hold. That does chain, from the last pass that began with a batch.
@@ -191,8 +192,10 @@ class Order:
             for batch, turn in swaps:
                 if 0 <= batch - begin < count:
                     run[batch - begin, turn] = -1
-            draws = np.arange(begin * longest, (begin + count) * longest, dtype=np.uint64)
-            bits = mixed(self._bits(number, _WITHIN, 1) + draws).reshape(windows.shape) >> np.uint64(1)
+            # The same in all batches of a pass: a run's windows, which are of one round, stand in one row of their
+            # batches, so that one rank (and one micro-batch) has them all, whatever the number of ranks.
+            turns = np.arange(longest, dtype=np.uint64)
+            bits = np.tile(mixed(self._bits(number, _WITHIN, 1) + turns) >> np.uint64(1), (count, 1))
             bits[windows < 0] = np.iinfo(np.uint64).max
             rows = np.take_along_axis(np.stack([windows, run, dealt.last_batch]), shuffled(bits)[None], axis=2)
             _remember(self._blocks, (number, block), rows, 2)

@@ -7,9 +7,9 @@ with behind its last finished shard, and ends with the same bytes.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from dinox_io import codec, privacy
 from dinox_io.commit import NewRows, commit, config_digest
@@ -22,11 +22,12 @@ from dinox_io.nifti_patient import PatientPattern, files_by_folder
 from dinox_io.output import OutputFolder, PackError
 from dinox_io.part import PartRecord, rows_digest
 from dinox_io.progress import ProgressReport
+from dinox_io.ray_pool import RayPool
 from dinox_io.report import PackReport, foreign_rows, source_rows
 from dinox_io.rules import verdict
 from dinox_io.settings import PackSettings, check_same_set, other_options
 from dinox_io.shard import ShardSummary
-from dinox_io.task import mark_of, pack_series, result_of, series_task
+from dinox_io.task import mark_of, pack_series, result_of, series_task, sight_of
 from dinox_io.volume import Rejection
 from dinox_io.withdrawn import withdrawn
 from dinox_io.workers import Failure, WorkerPool
@@ -40,6 +41,14 @@ Find = Callable[[PackSettings, bytes, WorkerPool, ProgressReport], Found]
 """Finds what there is to pack: (settings, key of the pseudonyms, workers, progress)."""
 
 
+class Packers(Protocol):
+    """Where series are packed: a WorkerPool, or the like."""
+
+    def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """See WorkerPool.map."""
+        ...
+
+
 def pack(settings: PackSettings, progress: ProgressReport, *, find: Find | None = None) -> PackReport:
     """Pack the series that `find` finds (default: `find_series`) into shards in `settings.output`; see docs/format.md.
 
@@ -49,7 +58,11 @@ def pack(settings: PackSettings, progress: ProgressReport, *, find: Find | None 
     """
     settings.check()
     whole, known = _set_of_the_whole(settings)
-    with OutputFolder(settings.folder).held(keep_interrupted=True) as folder, WorkerPool(settings.workers) as pool:
+    with (
+        OutputFolder(settings.folder).held(keep_interrupted=True) as folder,
+        WorkerPool(settings.workers) as pool,
+        _packers(settings, pool, progress) as packers,
+    ):
         key = settings.key(folder)
         options = settings.options(privacy.key_id(key))
         for previous in (whole, folder.previous):
@@ -57,7 +70,7 @@ def pack(settings: PackSettings, progress: ProgressReport, *, find: Find | None 
         known |= known_volumes(folder.path, folder.previous)
         found, foreign = (find or find_series)(settings, key, pool, progress)
         kept = _Input.of(settings, folder, found, foreign)
-        summaries, rows = _pack_all(settings, options, folder, kept.series, known, pool, progress)
+        summaries, rows = _pack_all(settings, options, folder, kept.series, known, packers, progress)
         new = NewRows(
             sources=source_rows(kept.series, kept.foreign),
             rejected=[asdict(row) for row in [*rows, *kept.rows]],
@@ -82,6 +95,19 @@ def pack(settings: PackSettings, progress: ProgressReport, *, find: Find | None 
         if settings.part:
             _record(settings, options, report, folder).write(folder)
         return report
+
+
+@contextlib.contextmanager
+def _packers(settings: PackSettings, pool: WorkerPool, progress: ProgressReport) -> Iterator[Packers]:
+    """The workers here, or those of a Ray cluster, found before anything is read."""
+    if settings.ray is None:
+        yield pool
+        return
+    with RayPool(settings.ray, local_cores=settings.workers, sight=sight_of) as far:
+        progress.note(far.describe())
+        yield far
+        if far.repeats:
+            progress.note(f"handed out again, as a Ray worker or machine was lost: {far.repeats} series")
 
 
 def _set_of_the_whole(settings: PackSettings) -> tuple[dict[str, Any] | None, dict[str, dict[str, KnownVolume]]]:
@@ -201,7 +227,7 @@ def _scanned(pool: WorkerPool, files: Sequence[FoundFile]) -> Iterator[ScannedFi
 
 def _pack_all(
     settings: PackSettings, options: dict[str, Any], folder: OutputFolder, found: Sequence[FoundSeries],
-    known: Mapping[str, Mapping[str, KnownVolume]], pool: WorkerPool, progress: ProgressReport,
+    known: Mapping[str, Mapping[str, KnownVolume]], packers: Packers, progress: ProgressReport,
 ) -> tuple[list[ShardSummary], list[Rejection]]:  # fmt: skip
     tasks = [
         series_task(series, rules=settings.rules, encoding=settings.encoding, known=known.get(series.series, {}))
@@ -216,7 +242,7 @@ def _pack_all(
             progress.advance(sum(task.size for task in tasks[:position]))
         # Marked when its turn comes, before a worker reads it: a file that is changed later is seen to be another.
         marked = (replace(task, mark=mark_of(task)) for task in tasks[position:])
-        for task, outcome in pool.map(pack_series, marked):
+        for task, outcome in packers.map(pack_series, marked):
             result = result_of(task, outcome)
             rows += result.rows
             filler.add(task, result)

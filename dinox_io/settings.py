@@ -13,6 +13,7 @@ from dinox_io.hounsfield import ENCODING
 from dinox_io.nifti_patient import PatientPattern
 from dinox_io.output import OutputFolder, PackError, check_folder, explained
 from dinox_io.part import Part
+from dinox_io.ray_pool import check_address
 from dinox_io.series import SeriesRules
 
 
@@ -37,6 +38,9 @@ class PackSettings:
     """Regular expression whose first group, on a NIfTI file's path below its input, names the patient."""
     about: Mapping[str, Any] | None = None
     """What the data set says of itself (about.read_about); None keeps what the set has."""
+    ray: str | None = None
+    """Address of the Ray cluster that packs the series, see ray_pool.py; None: the workers here, which read the headers
+    in any case."""
 
     def check(self) -> None:
         """Raise PackError for settings that cannot be meant."""
@@ -60,6 +64,11 @@ class PackSettings:
                 PatientPattern(self.nifti_patient)
         except ValueError as error:
             raise PackError(f"--nifti-patient: {error}") from None
+        try:
+            if self.ray is not None:
+                check_address(self.ray)
+        except ValueError as error:
+            raise PackError(f"--ray: {error}") from None
         try:
             split.check_fractions(self.val_fraction, self.test_fraction)
         except ValueError as error:

@@ -1,7 +1,7 @@
 """A set of shards, on disk or in a bucket: its volumes, their slices and windows, each checked before it is believed.
 
-Invariant: opening never writes, and reads a manifest, an index, and two small members of each volume; pixels are
-checked by the hash of their frame when first touched. Damage of any kind, whenever found, is ShardError.
+Invariant: opening never writes, lists nothing, and reads a manifest, an index, and the small members of each volume;
+pixels are checked by the hash of their frame when first touched. Damage of any kind, whenever found, is ShardError.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from dinox_io.canonical import parse_json_object
 from dinox_io.codec import FILTERS
 from dinox_io.decoder import ThreadDecoder
 from dinox_io.errors import ShardError
-from dinox_io.index import INDEX_NAME, SetIndex, check_shards, load_index, rebuild_index
+from dinox_io.index import INDEX_NAME, SetIndex, load_index, rebuild_index
 from dinox_io.loading import slab_pipeline
 from dinox_io.manifest import EARLIER_FOLDER, SIDES, manifest_in, set_folder
+from dinox_io.members import check_shards
 from dinox_io.pace import Pace
 from dinox_io.pipeline import default_threads
 from dinox_io.plan import in_order
 from dinox_io.record import RESERVED_KEYS
 from dinox_io.shard import BLOCK
-from dinox_io.storage import ShardFile, ShardFolder, each, read_bytes
+from dinox_io.storage import ShardFile, ShardFolder, read_bytes
 from dinox_io.verify import Damage, verify_manifest
 from dinox_io.window import EDGES, WindowTable, in_slices, table_of, window_slices
 
@@ -306,7 +307,9 @@ class ShardSet:
 # --- opening -----------------------------------------------------------------------------------------------------
 
 
-def open_shards(path: str | Path, edge: str = "clamp", verify: str = "first") -> ShardSet:
+def open_shards(
+    path: str | Path, edge: str = "clamp", verify: str = "first", *, share: tuple[int, int] = (0, 1)
+) -> ShardSet:
     """Open the set in a folder or a bucket, or an earlier state of it by its `manifests/DIGEST.json`.
 
     Args:
@@ -314,47 +317,57 @@ def open_shards(path: str | Path, edge: str = "clamp", verify: str = "first") ->
             s3://BUCKET/PREFIX (docs/data.md).
         edge: what a window holds beyond its volume: "clamp", "reflect", or "error" (such windows do not exist).
         verify: check the hash of each frame at its "first" touch, "always", or "never".
+        share: (rank, ranks) where several processes open the set at once: each looks into its share of the shards now,
+            all together into all of them; of the others it is told when it first reads there.
 
     Raises:
-        ShardError: the set is damaged, of another version, or cannot be reached. ValueError: an unknown edge or verify.
-        ImportError: a bucket without the extra `cloud`.
+        ShardError: the set is damaged, of another version, or cannot be reached. ValueError: an unknown edge or verify,
+            an impossible share. ImportError: a bucket without the extra `cloud`.
     """
     if edge not in EDGES or verify not in VERIFY:
         raise ValueError(f"edge {edge!r} must be one of {', '.join(EDGES)}, verify {verify!r} of {', '.join(VERIFY)}")
+    if not 0 <= share[0] < share[1]:
+        raise ValueError(f"share is {share}; it is (rank, ranks), the rank at least 0 and below the ranks")
     folder, name = set_folder(path)
     manifest = manifest_in(folder, name)
-    files: dict[str, ShardFile] = {}
-
-    def open_file(shard: dict[str, Any]) -> ShardFile:
-        name, size = shard["name"], shard["size"]
-        file = files[name] = folder.open(name)
-        if file.size != size:
-            raise ShardError(f"has {file.size} bytes where the manifest says {size}", file=name)
-        return file
-
+    files: list[ShardFile] = []
     try:
-        ordered = each(open_file, manifest["shards"], folder.in_flight)
-        index = _trusted_index(folder, manifest, ordered, warn=not name.startswith(EARLIER_FOLDER))
-        return ShardSet(folder, ordered, manifest, index, edge, verify)
+        files.extend(folder.open(shard["name"], shard["size"]) for shard in manifest["shards"])
+        index = _trusted_index(folder, manifest, files, share, warn=not name.startswith(EARLIER_FOLDER))
+        return ShardSet(folder, files, manifest, index, edge, verify)
     except BaseException:
-        for file in files.values():
+        for file in files:
             file.close()
         raise
 
 
 def _trusted_index(
-    folder: ShardFolder, manifest: dict[str, Any], files: Sequence[ShardFile], *, warn: bool
+    folder: ShardFolder, manifest: dict[str, Any], files: Sequence[ShardFile], share: tuple[int, int], *, warn: bool
 ) -> SetIndex:
     try:
         index = load_index(folder, manifest)
-        check_shards(files, manifest, index, in_flight=folder.in_flight)
     except ShardError as error:
         if error.file != INDEX_NAME:
             raise
         # An earlier manifest has no index of its own: rebuilding is what is meant to happen.
-        if warn:
-            warnings.warn(f"{error}: ignored, and rebuilt from the shards", stacklevel=3)
-        return rebuild_index(files, manifest, in_flight=folder.in_flight)
+        return _rebuilt_index(folder, manifest, files, error if warn else None)
+    try:
+        numbers = range(share[0], len(files), share[1])
+        check_shards(files, manifest, index, numbers=numbers, in_flight=folder.in_flight)
+    except ShardError as error:
+        # Where one of several ranks finds that, the others would go on with the index as it is.
+        if error.file != INDEX_NAME or share[1] > 1:
+            raise
+        return _rebuilt_index(folder, manifest, files, error)
+    return index
+
+
+def _rebuilt_index(
+    folder: ShardFolder, manifest: dict[str, Any], files: Sequence[ShardFile], why: ShardError | None
+) -> SetIndex:
+    index = rebuild_index(files, manifest, in_flight=folder.in_flight)
+    if why is not None:
+        warnings.warn(f"{why}: ignored, and rebuilt from the shards", stacklevel=4)
     return index
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from dinox_io.descriptors import SHARDS, HeldFile
 from dinox_io.errors import ShardError
 
 
@@ -21,7 +22,9 @@ class ShardFile(Protocol):
     """Random access to one immutable file; safe to use from many threads at once."""
 
     name: str
-    size: int
+
+    @property
+    def size(self) -> int: ...
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `start` on; ShardError if the file ends before or cannot be read."""
@@ -36,16 +39,22 @@ class ShardFolder(Protocol):
     in_flight: int
     """How many files are worth opening, or looking into, at once."""
 
-    def open(self, name: str) -> ShardFile:
-        """ShardError if it cannot be opened."""
+    def open(self, name: str, size: int | None = None) -> ShardFile:
+        """ShardError if it cannot be opened. size: that it is to have; it is then not looked at before it is read, and
+        the first read is ShardError where that is not so."""
         ...
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         """All bytes of a small file. OSError (FileNotFoundError if there is none), or ShardError: it has more."""
         ...
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file; ShardError where that cannot be told."""
+        ...
+
     def names(self, folder: str) -> list[str]:
-        """FOLDER/NAME of all that lies in a subfolder, sorted; empty if there is none."""
+        """FOLDER/NAME of all that lies in a subfolder, sorted; empty if there is none. Verifying asks, nobody else: a
+        store lists slowly."""
         ...
 
 
@@ -60,42 +69,51 @@ class LocalFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    def open(self, name: str) -> LocalFile:
-        return LocalFile(self.path / name)
+    def open(self, name: str, size: int | None = None) -> LocalFile:
+        return LocalFile(self.path / name, size)
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         return read_whole(self.path / name, limit_bytes)
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
 
     def names(self, folder: str) -> list[str]:
         return sorted(f"{folder}/{path.name}" for path in (self.path / folder).glob("*"))
 
 
 class LocalFile:
-    """A file of the local file system, read with `preadv` (no shared offset, so threads do not wait for each other)."""
+    """A file of the local file system, read with `preadv` (no shared offset, so threads do not wait for each other).
 
-    def __init__(self, path: Path) -> None:
+    It is open while the process has room for it (descriptors.py), and opened again when it is read after that.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        """size: that it is to have; it is then opened, and looked at, when it is first read. ShardError."""
+        self._held = HeldFile(path, size)
         self.name = path.name
-        try:
-            # Not blocking, and only what fstat calls a regular file: opening a pipe would wait for a writer.
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise ShardError(f"cannot be opened ({error.strerror})", file=path.name) from error
-        try:
-            status = os.fstat(self._descriptor)
-        except OSError as error:
-            self.close()
-            raise ShardError(f"cannot be looked at ({error.strerror})", file=path.name) from error
-        if not stat.S_ISREG(status.st_mode):
-            self.close()
-            raise ShardError("is not a regular file", file=path.name)
-        self.size = status.st_size
+        if size is None:
+            SHARDS.take(self._held)
+            SHARDS.give(self._held)
+
+    @property
+    def size(self) -> int:
+        assert self._held.size is not None, "given, or known since it was opened"
+        return self._held.size
 
     def read_into(self, start: int, buffer: memoryview) -> None:
+        descriptor = SHARDS.take(self._held)
+        try:
+            self._fill(descriptor, start, buffer)
+        finally:
+            SHARDS.give(self._held)
+
+    def _fill(self, descriptor: int, start: int, buffer: memoryview) -> None:
         done = 0
         # One system call as a rule; the kernel may give less at 2 GiB or when a signal comes.
         while done < len(buffer):
             try:
-                count = os.preadv(self._descriptor, [buffer[done:]], start + done)
+                count = os.preadv(descriptor, [buffer[done:]], start + done)
             except OSError as error:  # a failing disk, or a share that went away
                 raise ShardError(f"byte {start + done} cannot be read ({error.strerror})", file=self.name) from error
             if count == 0:
@@ -103,10 +121,8 @@ class LocalFile:
             done += count
 
     def close(self) -> None:
-        """Idempotent. No thread may be reading any more."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        """Idempotent; a thread that reads it now comes to its end first."""
+        SHARDS.end(self._held)
 
 
 def read_bytes(file: ShardFile, start: int, stop: int) -> bytes:

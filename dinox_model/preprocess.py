@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def normalise(x: Tensor, mean: float, std: float) -> Tensor:
 class Preprocess:
     """How HU become a network's input. The default window, -1000 to 400 HU, shows lung and soft tissue.
 
-    The last three are facts for whoever cuts windows from volumes; `apply` is given windows and needs none of them.
+    The last four are facts for whoever cuts windows from volumes; `apply` is given windows and needs none of them.
     """
 
     level_hu: float = -300.0
@@ -63,6 +63,9 @@ class Preprocess:
     """How far apart they were, in slices; None also where `step_mm` says it."""
     step_mm: float | None = None
     """How far apart they were, millimetres: each volume's nearest number of slices, at least 1."""
+    edge: str | None = field(default=None, repr=False)  # what was called by its repr before keeps its name
+    """What a window saw beyond its volume's ends: "clamp", the last slice again, or "reflect", the mirrored slices.
+    None also where training drew no such windows."""
 
     def __post_init__(self) -> None:
         for name in ("level_hu", "width_hu", "mean", "std", *(["step_mm"] if self.step_mm is not None else [])):
@@ -75,6 +78,8 @@ class Preprocess:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"Preprocess.{name} must be a whole number of at least 1, not {value!r}")
+        if self.edge not in (None, "clamp", "reflect"):
+            raise ValueError(f"Preprocess.edge must be clamp, reflect or null, not {self.edge!r}")
         if self.step is not None and self.step_mm is not None:
             raise ValueError(f"Preprocess has step {self.step} and step_mm {self.step_mm}: one of them is null")
 

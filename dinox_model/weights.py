@@ -29,7 +29,7 @@ from dinox_model.vit import VisionTransformer
 FORMAT = "dinox-model"
 VERSION = 1
 CONFIG, WEIGHTS, PREPROCESS = "config.json", "model.safetensors", "preprocess.json"
-WINDOW = {"depth", "step", "step_mm"}
+WINDOW = {"depth", "step", "step_mm", "edge"}
 """Members of preprocess.json that say what windows were; others' networks have none."""
 
 

@@ -20,14 +20,15 @@ from dinox_model.host_memory import keep_freed_memory
 from dinox_train.checkpoint import Checkpoint, CheckpointError, newest_checkpoint, remove_leftovers
 from dinox_train.config import Config, ConfigError, difference, load_config, to_yaml, validate
 from dinox_train.data import LeakError, open_dataset, tell_provenance
+from dinox_train.fake import FAKE_SET, write_fake_set
 from dinox_train.kernel_choice import RunKernels, choose_run_kernels, product_rows
 from dinox_train.learner import Learner, preprocess_of, vit_config
 from dinox_train.out_of_memory import is_out_of_memory, out_of_memory_in_words
+from dinox_train.parallel import GradientMissing, Parallel, PeerFailed, joined, lost_rank_in_words
 from dinox_train.plan_report import plan_lines
 from dinox_train.platform import (
     PrecisionError,
     check_compiler,
-    choose_device,
     describe,
     make_deterministic,
     product_dtype,
@@ -98,8 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except (
         CheckpointError,
+        GradientMissing,
         MemoryError,
         OSError,
+        PeerFailed,
         PrecisionError,
         RunFolderError,
         ShardError,
@@ -108,58 +111,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_ERROR
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        words = out_of_memory_in_words(error, config) if is_out_of_memory(error) else lost_rank_in_words(error, config)
+        if words is None:
             raise
-        print(f"error: {out_of_memory_in_words(error, config)}", file=sys.stderr)
+        print(f"error: {words}", file=sys.stderr)
         return EXIT_ERROR
 
 
 def run(config: Config) -> int:
     """Start or resume the run that `config` describes; return the exit code."""
-    folder = RunFolder(Path(config.run.folder))
-    with StopSignals() as stop, folder.locked():
-        remove_leftovers(folder.checkpoints)
-        checkpoint, damage = newest_checkpoint(folder.checkpoints)
-        config = settled(config, config_of(checkpoint) if checkpoint else None)
-        if checkpoint and checkpoint.update >= config.train.updates:
-            print(f"{folder.path}: done already, {checkpoint.update} updates (train.updates={config.train.updates}).")
-            return EXIT_DONE
-        try:
-            device = choose_device(config.device)
-            check_installed(config.log.sinks)
-            if any(stage.config.execution.compile != "off" for stage in stages_of(config)):
-                check_compiler(device)
-            repeatable = make_deterministic() if config.deterministic else None
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        if device.type == "cpu":
-            keep_freed_memory()
-        with logging_to(folder.path, config.train.updates) as progress:
-            for message in damage:
-                log.warning("a damaged checkpoint was set aside: %s", message)
-            if repeatable is not None:
-                log.info("%s", repeatable)
-            platform, kernels = settle_machine(config, device)
-            state = checkpoint.state if checkpoint else {}
-            so_far = {"removals": state.get("removals", ()), "update": state.get("update", 0)}
-            dataset = open_dataset(config.data, folder.path, state.get("shards"), log.info, **so_far)
-            if config.data.shards == "fake":
-                log.warning("data.shards is fake: made-up volumes, to try a machine; nothing can be learnt from them")
-            tell_provenance(dataset, log.info, log.warning)
-            log.info("%s", dataset.sides_in_words)
-            log.info("peak learning rate %s", config.optimizer.learning_rate_in_words(config.train.batch_size))
-            preprocess = preprocess_of(config, dataset.hu_histogram)
-            learner = Learner(config, preprocess, device, kernels, platform.routes)
-            trainer = Trainer(learner, dataset, folder, device, platform.peak_tflops)
-            if checkpoint:
-                trainer.resume(checkpoint)
-            elif config.run.init_from:
-                start_from(learner, Path(config.run.init_from))
-            folder.write_text("config.yaml", to_yaml(config))
-            noted = {"shards": dataset.provenance, "filters": codec.describe().removeprefix("filters: ")}
-            noted |= {"platform": platform.record(), "kernels": kernels.record(), "removals": dataset.removals}
-            folder.write_json("env.json", describe(device) | noted)
-            return trainer.train(stop, progress)
+    with StopSignals() as stop, joined(config) as parallel:
+        folder = RunFolder(Path(config.run.folder), parallel.ranks.rank)
+        with folder.locked():
+            return _run(config, parallel, folder, stop)
+
+
+def _run(config: Config, parallel: Parallel, folder: RunFolder, stop: StopSignals) -> int:
+    """One process's part."""
+    checkpoint, damage = parallel.from_first(lambda: _newest(folder))
+    config = settled(parallel.own(config), config_of(checkpoint) if checkpoint else None)
+    if checkpoint and checkpoint.update >= config.train.updates:
+        print(f"{config.run.folder}: done already, {checkpoint.update} updates (train.updates={config.train.updates}).")
+        return EXIT_DONE
+    device = parallel.device
+    try:
+        check_installed(config.log.sinks)
+        if any(stage.config.execution.compile != "off" for stage in stages_of(config)):
+            check_compiler(device)
+        repeatable = make_deterministic() if config.deterministic else None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if device.type == "cpu":
+        keep_freed_memory()
+    with logging_to(folder.path, config.train.updates, quiet=not parallel.is_first) as progress:
+        for message in damage:
+            log.warning("a damaged checkpoint was set aside: %s", message)
+        if repeatable is not None:
+            log.info("%s", repeatable)
+        platform, kernels = settle_machine(config, device)
+        state = checkpoint.state if checkpoint else {}
+        so_far = {"removals": state.get("removals", ()), "update": state.get("update", 0)}
+        ranks, run_folder = parallel.ranks, Path(config.run.folder)
+        if config.data.shards == "fake":
+            parallel.from_first(lambda: write_fake_set(run_folder / FAKE_SET).name)
+        share = (ranks.rank, ranks.count)
+        dataset = open_dataset(config.data, run_folder, state.get("shards"), log.info, share=share, **so_far)
+        if config.data.shards == "fake":
+            log.warning("data.shards is fake: made-up volumes, to try a machine; nothing can be learnt from them")
+        tell_provenance(dataset, log.info, log.warning)
+        log.info("%s", dataset.sides_in_words)
+        log.info("peak learning rate %s", config.optimizer.learning_rate_in_words(config.train.batch_size))
+        preprocess = preprocess_of(config, dataset.hu_histogram)
+        learner = Learner(config, preprocess, device, kernels, platform.routes, parallel)
+        trainer = Trainer(learner, dataset, folder, device, platform.peak_tflops)
+        if checkpoint:
+            trainer.resume(checkpoint)
+        elif config.run.init_from:
+            start_from(learner, Path(config.run.init_from))
+        folder.write_text("config.yaml", to_yaml(config))
+        noted = {"shards": dataset.provenance, "filters": codec.describe().removeprefix("filters: ")}
+        noted |= {
+            "ranks": parallel.ranks.count,
+            "parallel": parallel.mode,
+            "platform": platform.record(),
+            "kernels": kernels.record(),
+            "removals": dataset.removals,
+        }
+        folder.write_json("env.json", describe(device) | noted)
+        return trainer.train(stop, progress)
+
+
+def _newest(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and what is said of damaged ones; what a kill left behind is removed."""
+    remove_leftovers(folder.checkpoints)
+    return newest_checkpoint(folder.checkpoints)
 
 
 def settle_machine(config: Config, device: torch.device) -> tuple[Platform, RunKernels]:

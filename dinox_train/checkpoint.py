@@ -4,6 +4,7 @@
         config.json  model.safetensors  preprocess.json      the teacher's network, as `dinox_model.save` writes it
         train/state.json                counters, loader position, resolved configuration, digest of the shard set
         train/NAME.safetensors          student, heads, optimizer state
+        train/shards/                   of a run of several ranks instead of those: version 2 (sharded_checkpoint.py)
         MANIFEST.json                   size and sha256 of every file above, and of itself
 
 A checkpoint is written into a hidden temporary folder, synced, and renamed: a folder of the final name is complete.
@@ -34,9 +35,11 @@ from dinox_io.atomic import replace_folder
 from dinox_model import VisionTransformer
 
 FORMAT = "dinox-checkpoint"
-VERSION = 1
+VERSION, SHARDED_VERSION = 1, 2
+"""What one process writes, and what several do."""
 MANIFEST = "MANIFEST.json"
 STATE = "train/state.json"
+_SHARDS = "train/shards"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -57,11 +60,15 @@ class Checkpoint:
     state: dict[str, Any]
 
     def has(self, name: str) -> bool:
-        """Whether there is a train/NAME.safetensors."""
-        return (self.folder / "train" / f"{name}.safetensors").is_file()
+        """Whether there is a train/NAME.safetensors, or a NAME in shards."""
+        return (self.folder / "train" / f"{name}.safetensors").is_file() or bool(_shards_of(self.folder, name))
 
     def tensors(self, name: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The tensors of train/NAME.safetensors. Raises DamagedCheckpoint where it is of another kind."""
+        """The whole tensors of NAME, in shards or not. Raises DamagedCheckpoint where it is of another kind."""
+        if (self.folder / _SHARDS).is_dir():
+            from dinox_train.sharded_checkpoint import read
+
+            return {key: value.to(device) for key, value in read(self.folder, name).items()}
         try:
             return load_file(self.folder / "train" / f"{name}.safetensors", device=str(device))
         except SafetensorError as error:
@@ -87,27 +94,41 @@ def save_checkpoint(
     nothing of it stays and earlier checkpoints are untouched. Raises OSError, and CheckpointError where that
     checkpoint exists already.
     """
-    final = checkpoint_folder(root, update)
-    if final.exists():
-        raise CheckpointError(f"{final}: exists already; a checkpoint is never overwritten.")
-    temporary = root / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, final = begin_checkpoint(root, update)
     try:
-        (temporary / "train").mkdir(parents=True)
-        dinox_model.save(teacher, temporary)
         for name, named in tensors.items():
             # safetensors refuses views that share memory; a checkpoint must not depend on how tensors lie in it.
             separate = {key: value.detach().to("cpu").contiguous() for key, value in named.items()}
             save_file(separate, temporary / "train" / f"{name}.safetensors")
-        (temporary / "train" / "state.json").write_bytes(_json(state))
-        (temporary / MANIFEST).write_bytes(_json(_manifest(temporary)))
-        replace_folder(temporary, final)
+        finish_checkpoint(temporary, final, teacher, state)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, SafetensorError):
             raise _as_os_error(error, temporary) from error
         raise
     return final
+
+
+def begin_checkpoint(root: Path, update: int) -> tuple[Path, Path]:
+    """The folder that a checkpoint is written in, empty, and the one it becomes. Raises OSError, CheckpointError."""
+    final = checkpoint_folder(root, update)
+    if final.exists():
+        raise CheckpointError(f"{final}: exists already; a checkpoint is never overwritten.")
+    temporary = root / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "train").mkdir(parents=True)
+    return temporary, final
+
+
+def finish_checkpoint(
+    temporary: Path, final: Path, teacher: VisionTransformer | None, state: Mapping[str, Any], *, sharded: bool = False
+) -> None:
+    """Write what makes the checkpoint in `temporary` whole, once its tensors are there, and give it its name."""
+    assert teacher is not None
+    dinox_model.save(teacher, temporary)
+    (temporary / "train" / "state.json").write_bytes(_json(state))
+    (temporary / MANIFEST).write_bytes(_json(_manifest(temporary, SHARDED_VERSION if sharded else VERSION)))
+    replace_folder(temporary, final)
 
 
 def _as_os_error(error: SafetensorError, folder: Path) -> OSError:
@@ -127,26 +148,44 @@ def list_checkpoints(root: Path) -> list[Path]:
 def open_checkpoint(folder: Path, only: Sequence[str] | None = None) -> Checkpoint:
     """Verify every byte of a checkpoint and read its state.
 
-    only: names of the files that will be read, for a reader of a part: they alone, and the state, are verified.
+    only: names of the files that will be read, for a reader of a part: they alone, and the state, are verified. Where
+    train/NAME.safetensors is in shards, those are.
     Raises DamagedCheckpoint that names what is wrong; CheckpointError where another version of DINOX wrote it, and
     OSError where it cannot be read just now: neither is damage.
     """
     manifest = _read_manifest(folder)
-    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+    if manifest.get("format") != FORMAT or manifest.get("version") not in (VERSION, SHARDED_VERSION):
         raise CheckpointError(
             f"{folder}: has format {manifest.get('format')!r} version {manifest.get('version')!r}; this program reads "
-            f"{FORMAT!r} version {VERSION}. Use the release of DINOX that wrote it."
+            f"{FORMAT!r} versions {VERSION} and {SHARDED_VERSION}. Use the release of DINOX that wrote it."
         )
-    for name, entry in manifest["files"].items():
-        if only is not None and name not in (STATE, *only):
-            continue
-        file = folder / name
+    names = list(manifest["files"])
+    if only is not None:
+        index = [name for name in names if name.startswith(f"{_SHARDS}/") and name.endswith(".json")]
+        _verify(folder, manifest, index)
+        parts = [part for name in only for part in _shards_of(folder, Path(name).stem)] if index else []
+        names = [name for name in names if name in (STATE, *only, *parts)]
+    _verify(folder, manifest, names)
+    state = json.loads((folder / "train" / "state.json").read_bytes())
+    return Checkpoint(folder, int(state["update"]), state)
+
+
+def _verify(folder: Path, manifest: Mapping[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        file, entry = folder / name, manifest["files"][name]
         if not file.is_file():
             raise DamagedCheckpoint(f"{folder}: {name} is missing.")
         if file.stat().st_size != entry["bytes"] or _sha256(file) != entry["sha256"]:
             raise DamagedCheckpoint(f"{folder}: {name} is not what was written (size or sha256 differs).")
-    state = json.loads((folder / "train" / "state.json").read_bytes())
-    return Checkpoint(folder, int(state["update"]), state)
+
+
+def _shards_of(folder: Path, name: str) -> list[str]:
+    """The files in train/shards that hold `name`."""
+    if not (folder / _SHARDS).is_dir():
+        return []
+    from dinox_train.sharded_checkpoint import shards_of
+
+    return shards_of(folder, name)
 
 
 def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -172,6 +211,17 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, list[str]]:
             + "\nRestore one from a copy, or give another run.folder."
         )
     return None, []
+
+
+def checkpoint_digest(folder: Path) -> str | None:
+    """A checkpoint's digest, by which it is told from any other; None where its manifest cannot be read.
+
+    Nothing is verified.
+    """
+    try:
+        return str(json.loads((folder / MANIFEST).read_bytes())["self"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def set_aside(folder: Path) -> Path:
@@ -226,13 +276,13 @@ def restore_optimizer(
         optimizer.state[parameter][kind] = value.to(parameter.device).clone()
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path, version: int = VERSION) -> dict[str, Any]:
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    body = {"format": FORMAT, "version": VERSION, "files": files}
+    body = {"format": FORMAT, "version": version, "files": files}
     return {**body, "self": hashlib.sha256(_json(body)).hexdigest()}
 
 

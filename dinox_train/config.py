@@ -32,6 +32,7 @@ from dinox_train.sections import (
     ModelSection,
     ObjectiveSection,
     OptimizerSection,
+    ParallelSection,
     PlanSection,
     ProfileSection,
     RehearsalSection,
@@ -70,6 +71,7 @@ class Config(Section):
     train: TrainSection = TrainSection()
     execution: ExecutionSection = ExecutionSection()
     kernels: KernelsSection = KernelsSection()
+    parallel: ParallelSection = ParallelSection()
     checkpoint: CheckpointSection = CheckpointSection()
     evaluate: EvaluateSection = EvaluateSection()
     log: LogSection = LogSection()
@@ -99,6 +101,11 @@ class Config(Section):
             raise ValueError(
                 "checkpoint.keep_last is 1: a signal in the midst of the trouble would delete the checkpoint that "
                 "health.rollback goes back to; set it to 2 or more"
+            )
+        if self.parallel.mode == "ddp" and self.precision == "bf16_weights":
+            raise ValueError(
+                "parallel.mode ddp sums gradients as they arrive, and those of precision bf16_weights arrive in bf16: "
+                "set precision to bf16, which computes the same, or parallel.mode to fsdp"
             )
         if any(stage.updates is None for stage in self.stages[:-1]):
             raise ValueError("stages: only the last one may go without `updates`")
@@ -168,6 +175,7 @@ FREE_ON_RESUME = (
         "train.accumulation",
         "execution.",
         "kernels.",
+        "parallel.",
         "checkpoint.",
         "evaluate.",
         "log.",

@@ -14,7 +14,7 @@ from dinox_io import ShardError, ShardSet, VolumeRecord, open_shards
 from dinox_io.manifest import EARLIER_FOLDER, dense_histogram, set_folder
 from dinox_io.mixture import temperature_weights
 from dinox_train.config import ConfigError
-from dinox_train.fake import write_fake_set
+from dinox_train.fake import FAKE_SET, write_fake_set
 from dinox_train.sections import DataSection
 
 
@@ -132,10 +132,12 @@ def open_dataset(
     *,
     removals: Sequence[Mapping[str, Any]] = (),
     update: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Dataset:
     """Open what `data.shards` names. `began`: digest and weight of the sets a resumed run began with; None: a new run.
 
-    removals, update: of the run so far (`Dataset.removals`), and how many updates it has done.
+    removals, update: of the run so far (`Dataset.removals`), and how many updates it has done. share: (rank, ranks) of
+    a run of several processes, each of which looks into its share of the shards (dinox_io.open_shards).
     Raises ShardError for a damaged set, ConfigError where a set is another one than the run began with or has another
     weight, a patient was removed from it since and nobody said that the run goes on (data.after_removal), or it has
     nothing to train on, LeakError.
@@ -146,12 +148,12 @@ def open_dataset(
     opened: list[ShardSet] = []
     told: list[Mapping[str, Any]] = []
     for number, (folder, _) in enumerate(named):
-        shards = _open(folder, data)
+        shards = _open(folder, data, share)
         if began is not None and began[number][0] != shards.digest:
             if _goes_on_after_removal(shards, folder, data, began[number][0], say):
                 told.append({"update": update, "began": began[number][0], "now": shards.digest})
             else:
-                shards = _as_the_run_began(shards, folder, began[number][0], data, say)
+                shards = _as_the_run_began(shards, folder, began[number][0], data, say, share)
         opened.append(shards)
     volumes = [volume for shards in opened for volume in shards.volumes]
     train_side, val_side = _sides({volume.split for volume in volumes}, named)
@@ -187,13 +189,13 @@ def _named(data: DataSection, run_folder: Path) -> list[tuple[str, float | None]
     """Folders, or addresses of buckets, and their weights."""
     if isinstance(data.shards, str):
         fake = data.shards == "fake"
-        return [(str(write_fake_set(run_folder / "fake-shards")) if fake else data.shards, None)]
+        return [(str(write_fake_set(run_folder / FAKE_SET)) if fake else data.shards, None)]
     return [(one.path, one.weight) for one in data.shards]
 
 
-def _open(folder: str, data: DataSection) -> ShardSet:
+def _open(folder: str, data: DataSection, share: tuple[int, int]) -> ShardSet:
     try:
-        return open_shards(folder, edge=data.edge)
+        return open_shards(folder, edge=data.edge, share=share)
     except ImportError as error:
         raise ConfigError(f"data.shards: {error}") from None
 
@@ -251,10 +253,10 @@ def _goes_on_after_removal(
 
 
 def _as_the_run_began(
-    shards: ShardSet, folder: str, digest: str, data: DataSection, say: Callable[[str], None]
+    shards: ShardSet, folder: str, digest: str, data: DataSection, say: Callable[[str], None], share: tuple[int, int]
 ) -> ShardSet:
     earlier = f"{EARLIER_FOLDER}/{digest}.json"
-    if earlier not in set_folder(folder)[0].names(EARLIER_FOLDER):
+    if not set_folder(folder)[0].has(earlier):
         raise ConfigError(
             f"data.shards: {folder} has the digest {shards.digest[:16]}…, and the run began with {str(digest)[:16]}…, "
             "of which it knows nothing: it is another set, or was written anew. Give the set of the run, or start "
@@ -263,7 +265,7 @@ def _as_the_run_began(
     newer = shards.digest
     shards.close()
     say(f"the shard set has grown since the run began ({newer[:16]}…); this run goes on with its own volumes")
-    return _open(f"{folder.rstrip('/')}/{earlier}", data)
+    return _open(f"{folder.rstrip('/')}/{earlier}", data, share)
 
 
 def tell_provenance(dataset: Dataset, say: Callable[[str], None], warn: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dinox_io import ShardSet
+from dinox_io import ShardError, ShardSet
 from dinox_io.hounsfield import AIR_HU
 from dinox_io.window import WindowTable
 from dinox_train.config import Config
@@ -145,8 +145,11 @@ class Evaluator:
         return Seen(torch.cat(features), torch.cat(heights), torch.cat(marked) if marked else None, places)
 
     @torch.no_grad()
-    def save_patch_picture(self, path: Path) -> None:
-        """Slices of patients that the run does not train on (where it has such), beside their patch features."""
+    def save_patch_picture(self, path: Path | None) -> None:
+        """Slices of patients that the run does not train on (where it has such), beside their patch features.
+
+        path: None on all ranks but one: what a forward takes is every rank's.
+        """
         side = self._dataset.val_side or self._dataset.train_side
         size = 2 * self._learner.views.global_size
         for sample in self._spread(side, min(PICTURE_SLICES, self._count(side))):
@@ -156,6 +159,8 @@ class Evaluator:
             with autocast(self._device, self._config.precision):
                 found = self._learner.teacher.backbone(whole, mm_per_pixel=mm)
             grids = [found.grid] * len(gray)
+            if path is None:
+                continue
             held_out = self._dataset.val_side is not None
             patches, patch = found.patches.float().cpu().numpy(), self._learner.vit.patch_size
             save_patch_pca(path, gray, patches, grids, held_out=held_out, patch_size=patch)
@@ -176,7 +181,7 @@ class Evaluator:
                 break  # one image has no neighbour and nothing to be balanced with
             batches = list(self._view_batches(rows, number))
             sums += len(rows) * batch_loss(
-                learner.networks, learner.objective, learner.state, batches, learner.settings, values=values
+                learner.networks, learner.objective_alone, learner.state, batches, learner.settings, values=values
             )
             count += len(rows)
         return float(sums / count)
@@ -231,6 +236,10 @@ class Evaluator:
         return self._read(places)
 
     def _read(self, places: list[Place]) -> Sample:
+        # Where one rank alone meets damage, all end here together: the others would wait for it in the next forward.
+        return self._learner.parallel.together(lambda: self._windows(places), ShardError)
+
+    def _windows(self, places: list[Place]) -> Sample:
         depth = self._config.data.depth
         records = [place.shards.volumes[place.volume] for place in places]
         sizes = np.array([record.shape[1:] for record in records])

@@ -21,6 +21,10 @@ SPACING_MM = (2.0, 1.4, 1.4)
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
+FAKE_SET = "fake-shards"
+"""Its folder in a run's."""
+
+
 def write_fake_set(folder: Path, sides: Mapping[int, str] = SIDES) -> Path:
     """Write the set into `folder`, unless a complete one lies there already; return `folder`.
 

@@ -13,7 +13,6 @@ once, window by window, and the images are the same bits.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -21,14 +20,15 @@ import torch
 from torch import Tensor
 
 from dinox_io import Batch
+from dinox_train.platform.facts import find
+from dinox_train.platform.kept import Kept
+from dinox_train.platform.start import recalled_bandwidth
 
 Unfilter = Callable[[Tensor, np.ndarray, np.ndarray, tuple[int, int]], Tensor]
 """`unfilter` or `unfilter_reference` of dinox_model/kernels/unfilter.py."""
 
 _ALIGNMENT = 16
 """Bytes: where each slice begins, so that a device can load as much at once."""
-_TRIAL_BYTES = 32 << 20
-_TRIALS = 5
 PINNING_GAIN = 1.1
 """Pinned memory is scarce and slow to get: it must be so many times faster."""
 
@@ -47,7 +47,11 @@ class Feed:
         self._stream = torch.cuda.Stream(device) if on_gpu else None
 
     def _pinning_pays(self, device: torch.device) -> bool:
-        return not self.shares_memory and _pinning_gain(device) >= PINNING_GAIN
+        if self.shares_memory:
+            return False
+        # As it was measured at the start of this run, or of an earlier one on this machine.
+        gain = recalled_bandwidth(Kept(find(device)), device).pinning_gain
+        return gain is not None and gain >= PINNING_GAIN
 
     @property
     def filtered(self) -> bool:
@@ -107,22 +111,3 @@ class Feed:
             for source, there in parts:
                 there[..., : source.shape[-1]].copy_(torch.from_numpy(source), non_blocking=self.pins)
         return moved
-
-
-def _pinning_gain(device: torch.device) -> float:
-    """How many times faster a copy to the device is from pinned memory, the memory being there already."""
-    plain = torch.empty(_TRIAL_BYTES, dtype=torch.uint8).fill_(1)
-    pinned = plain.pin_memory()
-    there = torch.empty(_TRIAL_BYTES, dtype=torch.uint8, device=device)
-
-    def seconds(source: Tensor) -> float:
-        best_s = float("inf")
-        for _ in range(_TRIALS):
-            torch.cuda.synchronize(device)
-            begin_s = time.perf_counter()
-            there.copy_(source, non_blocking=True)
-            torch.cuda.synchronize(device)
-            best_s = min(best_s, time.perf_counter() - begin_s)
-        return best_s
-
-    return seconds(plain) / seconds(pinned)

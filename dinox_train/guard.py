@@ -44,6 +44,8 @@ class Guard:
         self._last = 0
         self.rollbacks = self.skipped = 0
         """How often the run went back; global batches that were left out because of it."""
+        self.went_back_to: list[int] = []
+        """The update that each rollback led back to (dinox_train/branch.py)."""
         self.stops: str | None = None
         """Why the run must stop; None: it may go on."""
 
@@ -101,8 +103,9 @@ class Guard:
         state: the checkpoint's.
         """
         skipped, rollbacks, dropped = self.skipped, self.rollbacks, self._last - update
+        went_back_to = [*self.went_back_to, update]
         self.restore(state)
-        self.skipped, self.rollbacks = skipped + dropped, rollbacks + 1
+        self.skipped, self.rollbacks, self.went_back_to = skipped + dropped, rollbacks + 1, went_back_to
         return dropped
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -116,6 +119,7 @@ class Guard:
             "bad": [self.bad_since, self._bad, self.wants_back],
             "rollbacks": self.rollbacks,
             "skipped": self.skipped,
+            "went_back_to": self.went_back_to,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -126,4 +130,5 @@ class Guard:
         self.alarms.restore(state.get("alarms"))
         self.bad_since, self._bad, self.wants_back = state.get("bad", [0, 0, False])
         self.rollbacks, self.skipped = state.get("rollbacks", 0), state.get("skipped", 0)
+        self.went_back_to = list(state.get("went_back_to", ()))
         self._stays, self.stops = False, None

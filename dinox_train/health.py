@@ -89,11 +89,18 @@ def prototype_use(targets: Tensor) -> Tensor:
 
     targets: (n, K) probabilities or logits.
     """
+    return used_prototypes(targets).float().mean()
+
+
+def used_prototypes(targets: Tensor) -> Tensor:
+    """bool (K,): which prototypes are some sample's most likely one.
+
+    targets: (n, K) probabilities or logits.
+    """
     _need_matrix(targets, "targets")
-    used = torch.zeros(targets.shape[1], device=targets.device)
+    used = torch.zeros(targets.shape[1], dtype=torch.bool, device=targets.device)
     # scatter_ of a constant needs no count of distinct values, which would have to be known on the host.
-    used.scatter_(0, targets.argmax(dim=1), 1.0)
-    return used.mean()
+    return used.scatter_(0, targets.argmax(dim=1), True)
 
 
 def patch_similarity(patches: Tensor) -> Tensor:

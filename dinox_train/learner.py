@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import dinox_model
 from dinox_model import PRESETS, Preprocess, ViTConfig, build
 from dinox_model.execution import Execution
 from dinox_model.linear import OFF, Routes
+from dinox_model.weights import PREPROCESS, read_preprocess
 from dinox_train import schedule
-from dinox_train.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from dinox_train.checkpoint import Checkpoint, checkpoint_digest, optimizer_tensors, restore_optimizer
 from dinox_train.config import Config, ConfigError
 from dinox_train.kernel_choice import RunKernels
 from dinox_train.micro_batch import Recipe
@@ -26,9 +26,12 @@ from dinox_train.network import Network, Networks
 from dinox_train.objectives.classification import Classification, ClassificationSettings
 from dinox_train.objectives.dinov3 import DINOv3, DINOv3Settings
 from dinox_train.objectives.masked_autoencoder import MAESettings, MaskedAutoencoder
-from dinox_train.objectives.objective import Objective
+from dinox_train.objectives.objective import LOCAL_NORM, Objective
 from dinox_train.optimizer import make_optimizer, set_group_values
+from dinox_train.parallel import Parallel
+from dinox_train.part import Held
 from dinox_train.prototype_counts import with_prototypes
+from dinox_train.ranks import ALONE, Ranks
 from dinox_train.stage_timers import Timed, untimed
 from dinox_train.stages import Stage, stage_of, stages_of
 from dinox_train.step import StepResult, StepSettings, train_step
@@ -36,6 +39,7 @@ from dinox_train.view_batch import NUM_GLOBAL, ViewBatch
 from dinox_train.view_statistics import statistics_under_policy
 from dinox_train.views import ViewSettings
 from dinox_train.warm_start import load_backbone
+from dinox_train.working_weights import MasterWeights
 
 
 @dataclass(frozen=True)
@@ -97,34 +101,49 @@ class Learner:
         device: torch.device,
         kernels: RunKernels | None = None,
         routes: Routes = OFF,
+        parallel: Parallel | None = None,
     ) -> None:
-        """kernels, routes: what was chosen for the device; None: torch's operators."""
+        """kernels, routes: what was chosen for the device; None: torch's operators. parallel: the processes that train
+        together; None: this one does alone."""
         self.kernels = kernels or RunKernels()
+        self.parallel = parallel or Parallel(device)
         self.run_config = with_prototypes(config)
         self.stages = stages_of(self.run_config)
-        self.objectives = [make_objective(stage.config, self.kernels) for stage in self.stages]
+        self._objectives = [make_objective(stage.config, self.kernels, self.parallel.ranks) for stage in self.stages]
+        self._alone = [make_objective(stage.config, self.kernels) for stage in self.stages]
         self.vit = vit_config(config)
         whole = make_objective(self.run_config)
-        student, teacher = (build_network(self.vit, preprocess, whole, config.seed).to(device) for _ in range(2))
-        self.networks = Networks(student, teacher, config.precision)
+        shards = self.parallel.shards
+        student, teacher = (build_network(self.vit, preprocess, whole, config.seed) for _ in range(2))
+        if shards is None:  # else each block goes there by itself: the whole need not fit
+            student, teacher = student.to(device), teacher.to(device)
+        self.networks = Networks(student, teacher, config.precision, shards)
         self.networks.run_with(self.kernels.network, routes)
         self.named = self.networks.student_weights.named
         self.optimizer = self._make_optimizer()
         self.state = {name: value.to(device) for name, value in whole.first_state().items()}
+        self.began_with: dict[str, str | None] | None = None
+        """The digest of the checkpoint of `run.init_from`, None for weights without one; None where it began afresh."""
+        self.parallel.prepare(self.networks, self.unread)
         self.enter(1)
 
     def _make_optimizer(self) -> torch.optim.AdamW:
-        if not self.kernels.fused_optimizer:
-            return make_optimizer(self.named, self.run_config.optimizer)
-        from dinox_train.kernels.adamw_average import OnePassAdamW
+        student, teacher = self.networks.student_weights, self.networks.teacher_weights
+        # Its one pass goes over buffers, which weights that are shared out do not lie in.
+        if self.kernels.fused_optimizer and isinstance(student, MasterWeights) and isinstance(teacher, MasterWeights):
+            from dinox_train.kernels.adamw_average import OnePassAdamW
 
-        return OnePassAdamW(self.networks.student_weights, self.networks.teacher_weights, self.run_config.optimizer)
+            return OnePassAdamW(student, teacher, self.run_config.optimizer)
+        return make_optimizer(self.named, self.run_config.optimizer)
 
     def enter(self, update: int) -> None:
         """Update number `update` (from 1) is next."""
         self.stage: Stage = stage_of(self.stages, update)
         self.config = self.stage.config
-        self.objective: Objective = self.objectives[self.stage.number - 1]
+        self.objective: Objective = self._objectives[self.stage.number - 1]
+        """Of all ranks together."""
+        self.objective_alone: Objective = self._alone[self.stage.number - 1]
+        """Of a batch that a process has as a whole: validation's, which each rank computes for itself."""
         self.views = view_settings(self.config)
         optimizer = self.config.optimizer
         self.settings = StepSettings(
@@ -144,6 +163,13 @@ class Learner:
     @property
     def preprocess(self) -> Preprocess:
         return self.teacher.backbone.preprocess
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The beginnings of the names of parameters that get no gradient in some stage."""
+        local = all(stage.config.views.num_local for stage in self.stages)
+        parts = [objective.unread for objective in self._objectives]
+        return tuple(dict.fromkeys((*(() if local else (LOCAL_NORM,)), *(name for part in parts for name in part))))
 
     def recipe(self, batch_size: int) -> Recipe:
         """How a global batch of so many windows is made at this stage."""
@@ -197,8 +223,10 @@ class Learner:
             self.settings,
             values=values.objective,
             teacher_momentum=values.teacher_momentum,
+            ranks=self.parallel.ranks,
             timed=timed,
         )
+        self.parallel.check_gradients(self.named, self.unread)
         return result, values
 
     def _take_gram_teacher(self, update: int) -> None:
@@ -214,55 +242,69 @@ class Learner:
 
         Raises ValueError where they are not there, or of another shape.
         """
+        self.began_with = {"digest": checkpoint_digest(folder)}
         source, said = load_backbone(folder, self.vit, self.preprocess, seed=self.config.seed)
         for weights in (self.networks.student_weights, self.networks.teacher_weights):
-            with weights.in_network() as network:
-                network.backbone.load_state_dict(source.state_dict())  # type: ignore[union-attr] # a Network
+            weights.load_part({f"backbone.{name}": value for name, value in source.state_dict().items()})
         self._set_preprocess(source.preprocess)
         return said
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds of this beside the teacher's backbone."""
-        teacher = self.networks.teacher_weights.state_dict()
-        named = {
-            "student": self.networks.student_weights.state_dict(),
+    def tensors(self) -> dict[str, dict[str, Held]]:
+        """What a checkpoint holds of this beside the teacher's backbone; under fsdp, this rank's part of it."""
+        student, teacher = self.networks.student_weights, self.networks.teacher_weights.state_dict()
+        named: dict[str, dict[str, Held]] = {
+            "student": {**student.state_dict()},
             "teacher_heads": {name: value for name, value in teacher.items() if name.startswith("heads.")},
-            "optimizer": optimizer_tensors(self.optimizer, self.named),
+            "optimizer": {**student.moments(optimizer_tensors(self.optimizer, self.named))},
         }
         if self.state:
-            named["objective"] = self.state
+            named["objective"] = {**self.state}
         if self.networks.gram is not None:
-            named["gram_teacher"] = self.networks.gram.state_dict()
+            named["gram_teacher"] = {**self.networks.gram_weights.state_dict()}
         return named
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Be what the checkpoint holds, bit for bit, whatever this was before."""
+        self.began_with = checkpoint.state.get("began_with")
         # What a run that goes back had meanwhile, and the checkpoint has not: moments, a Gram teacher.
         del self.optimizer
-        self.optimizer, self.networks.gram = self._make_optimizer(), None
-        source = dinox_model.load(checkpoint.folder)
-        backbone = {f"backbone.{name}": value for name, value in source.state_dict().items()}
-        self.networks.student_weights.load_state_dict(checkpoint.tensors("student"))
-        self.networks.teacher_weights.load_state_dict(backbone | checkpoint.tensors("teacher_heads"))
-        restore_optimizer(self.optimizer, self.named, checkpoint.tensors("optimizer"))
+        self.optimizer = self._make_optimizer()
+        self.networks.forget_gram_teacher()
         for name, value in checkpoint.tensors("objective").items() if self.state else ():
             self.state[name].copy_(value)
+        if self.networks.shards is None:
+            self._restore_whole(checkpoint)
+        else:
+            from dinox_train.sharded_restore import restore_shards
+
+            restore_shards(self.networks, self.optimizer, checkpoint)
+        self._set_preprocess(read_preprocess(checkpoint.folder / PREPROCESS, self.vit.in_channels))
+
+    def _restore_whole(self, checkpoint: Checkpoint) -> None:
+        networks = self.networks
+        backbone = {
+            f"backbone.{name}": value for name, value in dinox_model.load(checkpoint.folder).state_dict().items()
+        }
+        networks.student_weights.load_state_dict(checkpoint.tensors("student"))
+        networks.teacher_weights.load_state_dict(backbone | checkpoint.tensors("teacher_heads"))
+        restore_optimizer(self.optimizer, self.named, checkpoint.tensors("optimizer"))
         if checkpoint.has("gram_teacher"):
-            self.networks.load_gram_teacher(checkpoint.tensors("gram_teacher"))
-        self._set_preprocess(source.preprocess)
+            networks.gram_weights.load_state_dict(checkpoint.tensors("gram_teacher"))
 
     def _set_preprocess(self, preprocess: Preprocess) -> None:
         self.student.backbone.preprocess = self.teacher.backbone.preprocess = preprocess
 
 
-def make_objective(config: Config, kernels: RunKernels | None = None) -> Objective:
-    """The objective that the configuration names. `objective.prototypes` must be a number by now."""
+def make_objective(config: Config, kernels: RunKernels | None = None, ranks: Ranks = ALONE) -> Objective:
+    """The objective that the configuration names, over a batch that is spread over `ranks`. `objective.prototypes` must
+    be a number by now."""
     section = config.objective
     if section.name == "mae":
         return MaskedAutoencoder(MAESettings(**section.mae.model_dump()))
     if section.name == "classification":
         return Classification(ClassificationSettings(**section.classification.model_dump()))
-    return DINOv3(_settings(DINOv3Settings, section.model_dump()), fused=kernels is not None and kernels.fused_losses)
+    fused = kernels is not None and kernels.fused_losses
+    return DINOv3(_settings(DINOv3Settings, section.model_dump()), fused=fused, ranks=ranks)
 
 
 def _settings(kind: type, values: Mapping[str, Any]) -> Any:
@@ -330,4 +372,5 @@ def preprocess_of(config: Config, hu_histogram: np.ndarray) -> Preprocess:
         depth=data.depth,
         step=data.step if data.step_mm is None else None,
         step_mm=data.step_mm,
+        edge=None if data.edge == "error" else data.edge,
     )

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dinox_io.atomic import write_atomically
 
 VERSION = 1
 """Of the format of a line, which each of a run's lines carries; one that carries none is of version 1."""
+_BLOCK_BYTES = 1 << 20
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -82,8 +83,8 @@ class LineFile:
     """Appends JSON objects to a file. `keep_updates`: on opening, lines with a larger `update` are dropped."""
 
     def __init__(self, path: Path, keep_updates: int) -> None:
-        kept = [line for line in read_lines(path) if line["update"] <= keep_updates]
-        write_atomically(path, b"".join(_encode(line) for line in kept))
+        """Raises ValueError for a broken line, or one of another version, at either end of the file."""
+        drop_after(path, keep_updates)
         self._file = path.open("ab", buffering=0)
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -96,6 +97,71 @@ class LineFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def drop_after(path: Path, updates: int) -> None:
+    """Drop the lines of updates after `updates` from a file, where there is one, and what is left of a torn last line.
+
+    It is read from its end, so that what this takes is the time and the memory of the lines dropped, not of the file.
+    In it, `update` may fall by one from a line to the next (a rollback's event stands with the update that is next),
+    and by no more. Raises ValueError for what is no line of ours there, or in the first line (file and line number).
+    """
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        first = file.readline()
+        if first.endswith(b"\n") and first.strip():
+            object_of(path, 1, first)
+        begin, kept = _kept_at_the_end(path, file, updates)
+        tail = b"".join(line + b"\n" for line in kept)
+        file.seek(begin)
+        if file.read(len(tail)) in (tail, tail[:-1]):  # what is dropped comes after it; at most a newline is missing
+            file.seek(begin)
+            file.write(tail)
+            file.truncate()
+            os.fsync(file.fileno())
+            return
+        file.seek(0)
+        whole = file.read(begin) + tail
+    write_atomically(path, whole)
+
+
+def _kept_at_the_end(path: Path, file: BinaryIO, updates: int) -> tuple[int, list[bytes]]:
+    """Up to which byte all lines stay, and which of those behind it do."""
+    kept: list[bytes] = []
+    is_last = True
+    for begin, line in _lines_from_the_end(file):
+        if line.strip() and (_is_json(line) or not is_last):
+            update = _object_at(path, file, begin, line)["update"]
+            if update < updates and not is_last:
+                return begin + len(line) + 1, kept[::-1]
+            kept += [line] if update <= updates else []
+        is_last = False
+    return 0, kept[::-1]
+
+
+def _lines_from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Where each line begins, and the line; first what stands after the last newline, mostly nothing."""
+    position, rest = file.seek(0, os.SEEK_END), b""
+    while position:
+        step = min(position, _BLOCK_BYTES)
+        position -= step
+        file.seek(position)
+        rest, *lines = (file.read(step) + rest).split(b"\n")
+        end = position + len(rest) + sum(len(line) + 1 for line in lines)
+        for line in reversed(lines):
+            yield end - len(line), line
+            end -= len(line) + 1
+    yield 0, rest
+
+
+def _object_at(path: Path, file: BinaryIO, begin: int, line: bytes) -> dict[str, Any]:
+    try:
+        return object_of(path, 0, line)
+    except ValueError:
+        file.seek(0)
+        before = sum(file.read(min(_BLOCK_BYTES, begin - at)).count(b"\n") for at in range(0, begin, _BLOCK_BYTES))
+        return object_of(path, 1 + before, line)
 
 
 def _encode(line: Mapping[str, Any]) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,27 @@ from dinox_model.initialisation import Initialised, initialise_linear, materiali
 from dinox_model.kernels.dispatch import REFERENCE, Kernels
 from dinox_model.linear import OFF, Routes, route
 from dinox_train.working_weights import MasterWeights
+
+if TYPE_CHECKING:
+    from dinox_train.sharded_weights import ShardedWeights
+
+    Weights = MasterWeights | ShardedWeights
+
+Forward = Callable[[], dict[str, Tensor]]
+"""A forward of the student: losses by name, with gradients."""
+
+
+class SumsGradients(Protocol):
+    """Several ranks: runs a forward, after the backward of whose `last` one in an update the student's gradients are
+    summed over the ranks."""
+
+    def __call__(self, forward: Forward, *, last: bool) -> dict[str, Tensor]: ...
+
+
+class Shards(Protocol):
+    """Shares the parameters of a network out over the ranks (fsdp)."""
+
+    def __call__(self, network: nn.Module, precision: str) -> ShardedWeights: ...
 
 
 class Network(nn.Module):
@@ -44,15 +66,27 @@ class LinearHead(Initialised):
 class Networks:
     """The networks of a step, on their final device. Only the student has gradients."""
 
-    def __init__(self, student: Network, teacher: Network, precision: str) -> None:
-        """Student and teacher have the same shape. The parameters of each move into one buffer."""
+    def __init__(self, student: Network, teacher: Network, precision: str, shards: Shards | None = None) -> None:
+        """Student and teacher have the same shape. The parameters of each move into one buffer, or are shared out as
+        `shards` says."""
         self.student, self.teacher = student, teacher.requires_grad_(False)
-        self.student_weights = MasterWeights(student, precision)
-        self.teacher_weights = MasterWeights(self.teacher, precision)
+        self.shards, self.precision = shards, precision
+        self.student_weights = self._weights_of(student)
+        self.teacher_weights = self._weights_of(self.teacher)
+        self._gram_weights: Weights | None = None
         self.gram: VisionTransformer | None = None
         """The frozen Gram teacher, from the update on that takes it."""
         self.execution = Execution()
         self.kernels, self.routes = REFERENCE, OFF
+        self.sums_gradients: SumsGradients | None = None
+        """None: there is one rank, or the weights' shards do it themselves."""
+
+    def _weights_of(self, network: nn.Module) -> Weights:
+        return MasterWeights(network, self.precision) if self.shards is None else self.shards(network, self.precision)
+
+    def student_pass(self, forward: Forward, *, last: bool) -> dict[str, Tensor]:
+        """What `forward` gives: the losses of one of an update's micro-batches, its last one perhaps."""
+        return forward() if self.sums_gradients is None else self.sums_gradients(forward, last=last)
 
     def run_with(self, kernels: Kernels, routes: Routes = OFF) -> None:
         """Run with these kernels and libraries of matrix products; before the first `run_as` that compiles."""
@@ -85,22 +119,24 @@ class Networks:
 
     def take_gram_teacher(self) -> None:
         """Make the Gram teacher the copy of the teacher as it is now."""
-        with self.teacher_weights.in_network():
-            backbone = self.teacher.backbone
-            self.gram = self._empty_gram() if self.gram is None else self.gram
-            self.gram.load_state_dict(backbone.state_dict())
+        self.gram_weights.take_from(self.teacher_weights, "backbone.")  # type: ignore[arg-type] # both are of one kind
 
-    def load_gram_teacher(self, tensors: Mapping[str, Tensor]) -> None:
-        """Be what a checkpoint holds."""
-        self.gram = self._empty_gram()
-        self.gram.load_state_dict(tensors)
+    @property
+    def gram_weights(self) -> Weights:
+        """The Gram teacher's, fp32; asking for them makes an empty one where there is none."""
+        if self.gram is None or self._gram_weights is None:
+            device = next(self.teacher.parameters()).device
+            with torch.device("meta"):
+                gram = VisionTransformer(self.teacher.backbone.config)
+            gram = gram.to_empty(device=device).requires_grad_(False)
+            # Without copies in bf16, which would be a third of its memory more: a Gram teacher runs in few updates.
+            made = MasterWeights(gram, "fp32") if self.shards is None else self.shards(gram, self.precision)
+            use(gram, self.kernels)
+            route(gram, self.routes)
+            prepare(gram, Execution(compile=self.execution.compile))
+            self.gram, self._gram_weights = gram, made
+        return self._gram_weights
 
-    def _empty_gram(self) -> VisionTransformer:
-        device = next(self.teacher.parameters()).device
-        with torch.device("meta"):
-            gram = VisionTransformer(self.teacher.backbone.config)
-        gram = gram.to_empty(device=device).requires_grad_(False)
-        use(gram, self.kernels)
-        route(gram, self.routes)
-        prepare(gram, Execution(compile=self.execution.compile))
-        return gram
+    def forget_gram_teacher(self) -> None:
+        """Be without one."""
+        self.gram = self._gram_weights = None

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dinox_train.ranks import AllReduce
+
 Named = Iterable[tuple[str, nn.Parameter]]
 """A network's parameters by name: `backbone.…`, `heads.NAME.…`."""
 
@@ -153,16 +155,24 @@ def set_group_values(
         group["weight_decay"] = weight_decay * group["wd_scale"]
 
 
-def clip_gradients(named_parameters: Named, max_norm: float, *, by_part: bool) -> Clipped:
+def clip_gradients(
+    named_parameters: Named, max_norm: float, *, by_part: bool, all_reduce: AllReduce | None = None
+) -> Clipped:
     """Scale gradients so that their norm is at most `max_norm`.
 
     by_part: the backbone and each head for itself, as DINOv3 does, so that the large gradients of fresh heads do not
-    shorten the backbone's; else all together. The norm is not finite where any gradient is not (nor where its square
-    overflows fp32, from 1.8e19): such gradients are worthless afterwards, and the caller must mask the update. Nothing
-    here waits for the device.
+    shorten the backbone's; else all together. all_reduce: where each rank has rows of its own (fsdp) of the gradients,
+    adds up over the ranks; all of them find one norm. The norm is not finite where any gradient is not (nor where
+    its square overflows fp32, from 1.8e19): such gradients are worthless afterwards, and the caller must mask the
+    update. Nothing here waits for the device.
     """
     parts = gradient_parts(named_parameters, by_part=by_part)
-    norms = torch.stack([_clip(parameters, max_norm) for parameters in parts.values()])
+    norms = torch.stack([_norm(parameters) for parameters in parts.values()])
+    if all_reduce is not None:
+        norms = all_reduce(norms.square(), "sum").sqrt()
+    for parameters, norm in zip(parts.values(), norms.unbind(), strict=True):
+        if not _short_enough(norm, max_norm):
+            nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
     return Clipped(torch.linalg.vector_norm(norms), (norms > max_norm).any().float())
 
 
@@ -185,11 +195,8 @@ def _part(name: str) -> str:
     return "backbone" if name.startswith("backbone.") else ".".join(name.split(".")[:2])
 
 
-def _clip(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if not _short_enough(norm, max_norm):
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
-    return norm
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def _short_enough(norm: Tensor, max_norm: float) -> bool:

@@ -34,6 +34,7 @@ from dinox_io.atomic import write_atomically
 from dinox_train.checkpoint import list_checkpoints
 from dinox_train.config import Config, ConfigError, to_yaml, validate
 from dinox_train.metrics import VARYING, read_lines
+from dinox_train.parallel import launched
 
 REPORT = "rehearsal.json"
 EXIT_PASSED, EXIT_FAILED = 0, 1
@@ -63,6 +64,8 @@ def rehearse(config: Config, say: Callable[[str], None] = print) -> int:
     Raises ConfigError where the rehearsal is no configuration, or another one is at work in its folder.
     """
     assert config.rehearsal is not None, "the caller looks whether a rehearsal is wanted"
+    if launched()[1] > 1:
+        raise ConfigError("rehearsal: it tries a run in one process; start it without torchrun")
     begin, folder = time.monotonic(), Path(config.run.folder.rstrip("/") + "-rehearsal")
     small = rehearsed(config, folder)
     deadline = begin + 60 * config.rehearsal.minutes
@@ -252,8 +255,12 @@ def _ended(child: subprocess.Popen[bytes], log: Path, deadline: float) -> None:
 
 
 def _died(code: int, log: Path) -> RehearsalFailed:
-    last = log.read_text(errors="replace").strip().splitlines()[-3:]
-    return RehearsalFailed(f"the trainer ended with exit code {code}: " + " | ".join(last) + f" (all of it: {log})")
+    return RehearsalFailed(f"the trainer ended with exit code {code}: {last_words(log)}")
+
+
+def last_words(log: Path) -> str:
+    """The last lines of a log, on one, and where all of it is."""
+    return " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:]) + f" (all of it: {log})"
 
 
 def _check_time(deadline: float, log: Path) -> None:

@@ -30,18 +30,20 @@ class RunFolderError(RuntimeError):
 class RunFolder:
     """Paths of a run. `checkpoints`, `metrics`, `events`, `pictures` and the rest lie under `path`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, rank: int = 0) -> None:
+        """rank: of several processes of the run; from 1 on each has a folder of its own in it, but for checkpoints."""
+        self.path = path / "ranks" / f"{rank:05d}" if rank else path
         self.checkpoints = path / "checkpoints"
-        self.metrics = path / "metrics.jsonl"
-        self.events = path / "events.jsonl"
-        self.pictures = path / "pictures"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
+        self.pictures = self.path / "pictures"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process. Raises RunFolderError where another trainer has it or it can't be made."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a")
         except OSError as error:
             raise RunFolderError(
@@ -76,12 +78,13 @@ class RunFolder:
 
 
 @contextmanager
-def logging_to(folder: Path, total_updates: int) -> Iterator[Progress | None]:
-    """Log to the terminal and to RUN/train.log. Yields the progress bar in a terminal, None elsewhere (plain lines)."""
+def logging_to(folder: Path, total_updates: int, *, quiet: bool = False) -> Iterator[Progress | None]:
+    """Log to the terminal (quiet: warnings only) and to RUN/train.log. Yields the progress bar in a terminal, None
+    elsewhere (plain lines)."""
     file = logging.FileHandler(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     console = Console()
-    if console.is_terminal:
+    if console.is_terminal and not quiet:
         screen: logging.Handler = RichHandler(console=console, show_path=False, show_level=False)
         columns = (TextColumn("updates"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         progress = Progress(*columns, console=console)
@@ -89,6 +92,8 @@ def logging_to(folder: Path, total_updates: int) -> Iterator[Progress | None]:
         progress.start()
     else:
         screen, progress = logging.StreamHandler(sys.stdout), None
+    if quiet:
+        screen.setLevel(logging.WARNING)
     log.setLevel(logging.INFO)
     log.propagate = False
     handlers = (file, screen)

@@ -20,9 +20,13 @@ import torch
 from dinox_model import VisionTransformer
 from dinox_train.checkpoint import CheckpointError, rotate, save_checkpoint
 from dinox_train.host_copy import HostCopy, Named, bytes_of
+from dinox_train.parallel import Parallel
+from dinox_train.part import Held, values_by_file, with_values
 from dinox_train.sections import CheckpointSection
 
 log = logging.getLogger("dinox_train")
+_MODEL = "model"
+"""Under this name the teacher's weights are copied with the rest."""
 _LEFT_FREE = 1.25
 """A copy is taken where so many times its size is free: the loader and the file cache need room, too."""
 
@@ -30,8 +34,12 @@ _LEFT_FREE = 1.25
 class Saver:
     """Writes the checkpoints of a run under `root`, and deletes old ones."""
 
-    def __init__(self, root: Path, device: torch.device, settings: CheckpointSection) -> None:
+    def __init__(
+        self, root: Path, device: torch.device, settings: CheckpointSection, parallel: Parallel | None = None
+    ) -> None:
+        """parallel: the processes that write together; None: this one does alone."""
         self.saved: int | None = None
+        self._parallel = parallel or Parallel(device)
         self._root, self._settings = root, settings
         self._copy = HostCopy(device)
         self._network: VisionTransformer | None = None
@@ -46,30 +54,32 @@ class Saver:
         update: int,
         *,
         teacher: VisionTransformer,
-        tensors: Named,
+        weights: Mapping[str, torch.Tensor] | None,
+        tensors: Mapping[str, Mapping[str, Held]],
         state: Mapping[str, Any],
         before: Callable[[], None],
     ) -> None:
         """Begin the checkpoint after `update` updates; `heard` says later how it went. Nothing may be under way.
 
-        before: called by the thread once the checkpoint is about to be written, to bring to the disk what must be there
-        earlier. Where the host has no room for a copy of the tensors, this writes them itself, and the caller waits.
+        weights: the teacher's, in fp32; None where another rank has them. tensors: by file and name. before: called by
+        the thread once the checkpoint is about to be written, to bring to the disk what must be there earlier. Where
+        the host has no room for a copy of the tensors, this writes them itself, and the caller waits.
         """
         assert self._under_way is None, "heard() comes first"
         begin = time.perf_counter()
         self._update = update
-        whole = {**tensors, "model": teacher.state_dict()}
+        whole = values_by_file(tensors) | {_MODEL: dict(weights or {})}
         if self._beside is None:
             self._beside = self._has_room(bytes_of(whole))
         if self._beside:
-            parts = self._copy.take(whole)
-            network = self._with(parts.pop("model"), teacher)
-            args = (update, network, parts, copy.deepcopy(state), before)
+            kept = self._copy.take(whole)
+            args = (update, self._with(kept[_MODEL], teacher), tensors, kept, copy.deepcopy(state), before)
             self._under_way = self._thread.submit(self._write, *args)
         else:
             self._under_way = Future()
             try:
-                self._under_way.set_result(self._write(update, teacher, tensors, state, before))
+                network = self._with(whole[_MODEL], teacher)
+                self._under_way.set_result(self._write(update, network, tensors, whole, state, before))
             except Exception as error:
                 self._under_way.set_exception(error)
         self._held_up_s = time.perf_counter() - begin
@@ -120,20 +130,47 @@ class Saver:
     def _write(
         self,
         update: int,
-        teacher: VisionTransformer,
-        tensors: Named,
+        teacher: VisionTransformer | None,
+        tensors: Mapping[str, Mapping[str, Held]],
+        kept: Named,
         state: Mapping[str, Any],
         before: Callable[[], None],
     ) -> None:
-        begin = time.perf_counter()
-        self._copy.arrive()
-        before()
-        save_checkpoint(self._root, update, teacher=teacher, tensors=tensors, state=state)
-        self.saved, self._written_s = update, time.perf_counter() - begin
-        rotate(self._root, keep_last=self._settings.keep_last, keep_every=self._settings.keep_every)
+        """kept: the values of `tensors`, and the teacher's, as they were when the save began."""
+        begin, parallel = time.perf_counter(), self._parallel
 
-    def _with(self, weights: Mapping[str, torch.Tensor], teacher: VisionTransformer) -> VisionTransformer:
-        """A network beside the teacher that holds `weights` themselves."""
+        def ready() -> None:
+            self._copy.arrive()
+            before()
+
+        parts = {name: with_values(named, kept[name]) for name, named in tensors.items()}
+        if parallel.saving is None:
+            assert teacher is not None
+            ready()
+            save_checkpoint(self._root, update, teacher=teacher, tensors=values_by_file(parts), state=state)
+        else:
+            from dinox_train.checkpoint_of_ranks import on_all, save_together
+
+            # Agreed on: where one rank cannot, the others must not wait for its part.
+            on_all(ready, parallel.saving)
+            of_all = {f"{name}/{key}": one for name, named in kept.items() for key, one in named.items()}
+            save_together(
+                self._root,
+                update,
+                teacher=teacher,
+                tensors=parts,
+                state=state,
+                replicas=of_all if parallel.mode == "ddp" else {},
+                group=parallel.saving,
+            )
+        self.saved, self._written_s = update, time.perf_counter() - begin
+        if parallel.is_first:
+            rotate(self._root, keep_last=self._settings.keep_last, keep_every=self._settings.keep_every)
+
+    def _with(self, weights: Mapping[str, torch.Tensor], teacher: VisionTransformer) -> VisionTransformer | None:
+        """A network beside the teacher that holds `weights` themselves; None where another rank has them."""
+        if not weights:
+            return None
         if self._network is None:
             with torch.device("meta"):
                 self._network = VisionTransformer(teacher.config)
@@ -142,7 +179,7 @@ class Saver:
         return self._network
 
     def _has_room(self, needed: int) -> bool:
-        free = psutil.virtual_memory().available
+        free = psutil.virtual_memory().available // self._parallel.on_host
         said = f"{needed / 2**30:.2f} GiB of host memory for a copy, {free / 2**30:.1f} GiB free"
         if free >= needed * _LEFT_FREE:
             log.info("checkpoints are written while training goes on (%s)", said)

@@ -2,6 +2,7 @@
 
 Exact under accumulation: the teachers see every micro-batch first, the targets are those of the whole batch (one
 Sinkhorn), then the student's micro-batches are streamed. The accumulated gradient is the big batch's, to fp32 rounding.
+Exact over ranks likewise: each has some of the rows, and losses and gradients are summed over them, never averaged.
 Nothing here waits for the device: whether an update is finite is a tensor on the device that masks it as a whole.
 What is learnt is the objective's (dinox_train/objectives/objective.py says what that is).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +21,8 @@ from dinox_train.network import Networks
 from dinox_train.objectives.objective import Objective, Values
 from dinox_train.optimizer import UpdatesInOnePass, clip_gradients
 from dinox_train.platform import autocast
+from dinox_train.ranks import ALONE, Ranks
 from dinox_train.stage_timers import Timed, untimed
-from dinox_train.teacher import update_teacher
 from dinox_train.view_batch import ViewBatch
 
 
@@ -71,16 +73,17 @@ def train_step(
     *,
     values: Values,
     teacher_momentum: float,
+    ranks: Ranks = ALONE,
     timed: Timed = untimed,
 ) -> StepResult:
-    """Do one update over `micro_batches`, together one global batch.
+    """Do one update over `micro_batches`, together one global batch, or this rank's equal part of it.
 
     state: the objective's, changed in place. Learning rates stand in the optimizer's groups; values: the objective's
-    numbers of this update. timed: told of each stage.
+    numbers of this update. timed: told of each stage. The result is the same on all ranks.
     """
     student, teacher = networks.student_weights, networks.teacher_weights
     device = micro_batches[0].global_views.device
-    total_images = sum(batch.num_images for batch in micro_batches)
+    total_images = ranks.count * sum(batch.num_images for batch in micro_batches)
 
     # --- teachers: every micro-batch, then the whole batch's targets at once; what ties images together
     with torch.no_grad(), autocast(device, settings.precision), timed("teacher"):
@@ -92,13 +95,15 @@ def train_step(
     # --- student: one micro-batch after the other, gradients add up
     student.zero_gradients()
     terms: dict[str, Tensor] = {}
-    for batch, batch_targets in zip(micro_batches, targets, strict=True):
+    for number, (batch, batch_targets) in enumerate(zip(micro_batches, targets, strict=True), 1):
+        share = partial(objective.losses, networks, batch, batch_targets, values, total_images=total_images)
         with autocast(device, settings.precision), timed("student"):
-            losses = objective.losses(networks, batch, batch_targets, values, total_images=total_images)
+            losses = networks.student_pass(share, last=number == len(micro_batches))
         with timed("backward"):
             weighted_sum(losses, values).backward()
             student.gather_gradients()
         terms = {name: terms.get(name, 0.0) + part.detach() for name, part in losses.items()}
+    terms = dict(zip(terms, ranks.sum(torch.stack(list(terms.values()))).unbind(), strict=True))
     loss = weighted_sum(terms, values)
 
     # --- update, masked as a whole where loss or gradient is not finite
@@ -107,22 +112,24 @@ def train_step(
         if one_pass is not None:
             gradient = one_pass.clip(settings.clip_norm, by_part=settings.clip_by_part)
         else:
-            gradient = clip_gradients(student.named, settings.clip_norm, by_part=settings.clip_by_part)
+            sums = None if networks.shards is None else ranks.all_reduce
+            gradient = clip_gradients(student.named, settings.clip_norm, by_part=settings.clip_by_part, all_reduce=sums)
         applied = (torch.isfinite(loss) & torch.isfinite(gradient.norm)).float()
         if one_pass is not None:
             one_pass.update(teacher_momentum, applied)
         else:
             optimizer.found_inf = 1.0 - applied  # type: ignore[attr-defined] # the fused optimizer's own mask
             optimizer.step()
-            update_teacher(teacher.buffer, student.buffer, teacher_momentum, applied)
+            teacher.follow(student, teacher_momentum, applied)  # type: ignore[arg-type] # both are of one kind
             for weights in (student, teacher):
                 weights.refresh()
         for name, kept in state.items():
             kept.copy_(torch.where(applied > 0, aim.state[name], kept))
 
-    figures = dict(aim.figures)
+    figures, features = dict(aim.figures), None
     if aim.features is not None:
-        figures["feature_std"] = health.feature_std(aim.features)
+        features = ranks.rows(aim.features)
+        figures["feature_std"] = health.feature_std(features)
     return StepResult(
         loss=loss,
         terms=terms,
@@ -130,7 +137,7 @@ def train_step(
         clipped=gradient.clipped,
         applied=applied,
         figures=figures,
-        feature_gram=None if aim.features is None else health.feature_gram(aim.features),
+        feature_gram=None if features is None else health.feature_gram(features),
     )
 
 

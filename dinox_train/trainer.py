@@ -26,6 +26,7 @@ from dinox_train.learner import Learner, Values
 from dinox_train.memory_trend import MemoryTrend, host_memory_bytes
 from dinox_train.metrics import VERSION, LineFile
 from dinox_train.micro_batch import GlobalBatch
+from dinox_train.parallel import PeerFailed
 from dinox_train.pictures import save_views_picture
 from dinox_train.plan_report import costs_in_words
 from dinox_train.platform import assert_precision
@@ -76,15 +77,20 @@ class Trainer:
         peak_tflops: float | None = None,
     ) -> None:
         self.learner, self.dataset, self.folder, self.device = learner, dataset, folder, device
+        self.parallel = learner.parallel
         self.config = learner.config
         self.labels = self._slice_labels()
         self.evaluator = Evaluator(dataset, learner, device, self.labels)
         self.feed = Feed(device, learner.kernels.unfilter, self.config.data.pin)
-        self.timers, self.memory, self.utilisation = StageTimers(device), MemoryTrend(), Utilisation(peak_tflops)
+        self.timers, self.memory, self.utilisation = (
+            StageTimers(device),
+            MemoryTrend(),
+            Utilisation(peak_tflops, learner.parallel.ranks.count),
+        )
         self.profiler = Profiler(folder.path / "profile", self.config.profile.at, self.timers, device)
         self.update = 0
         self.report = Report(folder.path)
-        self.saver = Saver(folder.checkpoints, device, self.config.checkpoint)
+        self.saver = Saver(folder.checkpoints, device, self.config.checkpoint, self.parallel)
         self.guard = Guard(learner.run_config)
         self.watch = Watch(folder.path, learner.run_config, device)
         self.pending: Pending | None = None
@@ -113,7 +119,7 @@ class Trainer:
             log.info("windows reach the device from %s", self.feed.describe())
             try:
                 code = self._stages(stop, progress)
-            except (ShardError, LoaderError) as error:
+            except (ShardError, LoaderError, PeerFailed) as error:
                 # What was learnt so far is sound: keep it, then say what is damaged or hangs.
                 self._event("stopped", self.dataset.ways_on(error) if isinstance(error, ShardError) else str(error))
                 code = EXIT_STALLED if isinstance(error, LoaderStalled) else EXIT_ERROR
@@ -160,15 +166,16 @@ class Trainer:
             "config": self.learner.run_config.model_dump(mode="json"),
             "shards": self.dataset.began,
             "removals": self.dataset.removals,
+            "began_with": self.learner.began_with,
         }
-        with self.learner.networks.teacher_weights.in_network():
-            self.saver.begin(
-                self.update,
-                teacher=self.learner.teacher.backbone,
-                tensors=self.learner.tensors(),
-                state=state,
-                before=self._sync_lines,
-            )
+        self.saver.begin(
+            self.update,
+            teacher=self.learner.teacher.backbone,
+            weights=self.learner.networks.teacher_weights.gathered("backbone."),
+            tensors=self.learner.tensors(),
+            state=state,
+            before=self._sync_lines,
+        )
 
     def _sync_lines(self) -> None:
         """What a checkpoint says was done must not be missing from the lines after a power loss."""
@@ -193,7 +200,7 @@ class Trainer:
                 self._event("stage", f"{self.learner.stage.number} begins or goes on with update {self.update + 1}")
             for line in costs_in_words(self.learner):
                 log.info("%s", line)
-            with open_loader(self.config, self.dataset, self.feed, self.position) as loader:
+            with open_loader(self.config, self.dataset, self.feed, self.position, self.parallel.ranks) as loader:
                 code = self._loop(loader, stop, progress)
         return code
 
@@ -202,13 +209,14 @@ class Trainer:
         config, total = self.config, self.config.train.updates
         last = min(total, self.learner.stage.last or total)
         batches, counters, mark = iter(loader), loader.counters, time.perf_counter()
+        (signal,) = self.parallel.largest(stop.received or 0)
 
         while self.update < last:
-            if stop.received is not None:
-                return stop.exit_code
+            if signal:
+                return 128 + signal
             with self.profiler.around(self.update + 1):
                 # --- the next global batch: wait, move, make views
-                wait_s, drawn = self._draw(batches)
+                wait_s, drawn = self.parallel.together(lambda: self._draw(batches), ShardError, LoaderError)
 
                 # --- one optimizer update; the figures of the one before are on the host by now
                 result, values = self._step(drawn)
@@ -246,11 +254,13 @@ class Trainer:
             if progress:
                 progress.update(progress.tasks[0].id, completed=self.update)
 
-            # --- what the health guard wants
-            if self.guard.wants_back and self._go_back():
+            # --- a signal, and what the health guard wants, of one rank or all
+            guard = self.guard
+            signal, back, stops = self.parallel.largest(stop.received or 0, guard.wants_back, guard.stops is not None)
+            if back and self._go_back():
                 return None
-            if self.guard.stops is not None:
-                self._event("stopped", self.guard.stops)
+            if stops or guard.stops is not None:
+                self._event("stopped", guard.stops or "by the health guard of another rank")
                 return EXIT_HEALTH
         return EXIT_DONE if self.update >= total else None
 
@@ -265,13 +275,14 @@ class Trainer:
         if guard.rollbacks >= limit:
             guard.stops = f"update {guard.bad_since} and those after it are bad again, after {limit} rollbacks"
             return False
-        since, checkpoint = guard.bad_since, checkpoint_before(self.folder.checkpoints, guard.bad_since)
+        since = guard.bad_since
+        checkpoint = self.parallel.from_first(lambda: checkpoint_before(self.folder.checkpoints, since))
         if checkpoint is None:
             guard.stay()
             self._event("not rolled back", f"no checkpoint is from before update {since}, where the trouble began")
             return False
         self.pending = None
-        remove_after(self.folder.checkpoints, checkpoint.update)
+        self.parallel.from_first(lambda: remove_after(self.folder.checkpoints, checkpoint.update))
         self.learner.restore(checkpoint)
         self.metrics.close()
         self.events.close()
@@ -302,7 +313,7 @@ class Trainer:
             labels = self.labels and self.labels.of(batch.set, batch.volume, batch.center)
             with self.timers("views"):
                 views, plan = made.micro_batch(images, batch.rows, batch.sizes, batch.spacing_mm, labels)
-            if self.update == 0 and not drawn.micro_batches:
+            if self.update == 0 and not drawn.micro_batches and self.parallel.is_first:
                 self._picture_of(views, plan)
             drawn.add(batch, views)
         return wait_s, drawn
@@ -365,7 +376,9 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, Any]:
         found = self.evaluator.evaluate()
-        self.evaluator.save_patch_picture(self.folder.pictures / "patch_features.png")
+        # Slices of patients lie in one place of a run folder, whatever the number of ranks.
+        first = self.parallel.is_first
+        self.evaluator.save_patch_picture(self.folder.pictures / "patch_features.png" if first else None)
         if found.loss_val is not None:
             log.info("evaluation at update %d: loss_val %.4f, knn_z %s", self.update, found.loss_val, found.knn_z)
         return asdict(found)

@@ -15,9 +15,10 @@ _AGAIN = "recomputation"
 class Utilisation:
     """Knows the operations of an update in each stage of a run."""
 
-    def __init__(self, peak_tflops: float | None) -> None:
-        """peak_tflops: the fastest product that was measured in the run's precision; None: nothing was measured."""
-        self._peak = peak_tflops and peak_tflops * 1e12
+    def __init__(self, peak_tflops: float | None, devices: int = 1) -> None:
+        """peak_tflops: the fastest product that was measured in the run's precision; None: nothing was measured.
+        devices: so many as this one share an update."""
+        self._peak = peak_tflops and peak_tflops * 1e12 * devices
         self._plain = self._gram = 0.0
 
     def enter(self, learner: Learner) -> None:

@@ -6,10 +6,12 @@ from dinox_io import Loader
 from dinox_train.config import Config, ConfigError
 from dinox_train.data import Dataset
 from dinox_train.feed import Feed
+from dinox_train.ranks import ALONE, Ranks
 
 
-def open_loader(config: Config, dataset: Dataset, feed: Feed, position: int) -> Loader:
-    """Global batches from number `position` on, of the side that the run trains on, in memory that `feed` gives.
+def open_loader(config: Config, dataset: Dataset, feed: Feed, position: int, ranks: Ranks = ALONE) -> Loader:
+    """Global batches from number `position` on, of the side that the run trains on, in memory that `feed` gives: of
+    each this rank's rows.
 
     config: that of the stage. Raises ConfigError where there are no such batches.
     """
@@ -31,6 +33,8 @@ def open_loader(config: Config, dataset: Dataset, feed: Feed, position: int) -> 
             inflation=data.inflation,
             position=position,
             parts=train.accumulation,
+            rank=ranks.rank,
+            world=ranks.count,
             threads=data.threads,
             prefetch_bytes=data.prefetch_mib * 2**20,
             pool_bytes=data.pool_mib * 2**20,

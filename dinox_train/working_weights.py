@@ -13,12 +13,14 @@ Invariant: a copy is its master rounded, except between a change of the masters 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from dinox_train.teacher import update_teacher
 
 ALIGNMENT = 16
 """Elements: each parameter begins at a multiple of 64 bytes in the buffer, as vector instructions like it."""
@@ -100,6 +102,10 @@ class MasterWeights:
         """Round the masters into the copies; called whenever the masters have changed."""
         self.copies.copy_(self.buffer[: len(self.copies)])
 
+    def follow(self, student: MasterWeights, momentum: float, applied: Tensor) -> None:
+        """Be the teacher's average of `student`, a network of the same shape, as `update_teacher` says."""
+        update_teacher(self.buffer, student.buffer, momentum, applied)
+
     @contextmanager
     def in_network(self) -> Iterator[nn.Module]:
         """The network with its fp32 masters in it, to be saved or loaded into; copies are made anew afterwards.
@@ -115,6 +121,27 @@ class MasterWeights:
             self._entered -= 1
             if not self._entered:
                 self._put_copies()
+
+    def gathered(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors of `state_dict` whose names begin with `prefix`, which is taken off; in its memory."""
+        return {
+            name.removeprefix(prefix): value for name, value in self.state_dict().items() if name.startswith(prefix)
+        }
+
+    def load_part(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the values of some of `state_dict`. Raises RuntimeError for names or shapes that are not there."""
+        with self.in_network() as network:
+            unknown = network.load_state_dict(tensors, strict=False).unexpected_keys
+        if unknown:
+            raise RuntimeError(f"other names than this network's: {unknown[:5]}")
+
+    def moments(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The optimizer's tensors as a checkpoint holds them: as they are."""
+        return tensors
+
+    def take_from(self, other: MasterWeights, prefix: str = "") -> None:
+        """Be `other`, whose names have `prefix` before them."""
+        self.load_state_dict(other.gathered(prefix))
 
     def state_dict(self) -> dict[str, Tensor]:
         """All parameters in fp32 and all buffers, by the network's names; they share its memory."""

@@ -63,8 +63,9 @@ def test_the_stages_and_the_time_of_the_last(machine: Machine, tmp_path: Path) -
         "tools/compile_kernels.py --check --minutes 5",
         "-m pytest --numprocesses auto --dist loadfile tests/io tests/model",
         "-m pytest tests/test_checkpoint_notebook.py -k demo",
-        "-m pip install -q -c .venv/constraints.txt --editable .[hf] tensorboard",
-        "-m pytest tests/model tests/train/test_watch_run.py -k huggingface or lora or tensorboard",
+        "-m pip install -q -c .venv/constraints.txt --editable .[hf,cluster] tensorboard",
+        "-m pytest tests/model tests/train/test_watch_run.py tests/io/test_ray_pool.py "
+        "-k huggingface or lora or tensorboard or ray_pool",
     ]
 
 

@@ -35,8 +35,8 @@ ONLY_IN = {
         *(
             f"dinox_train/sections/{name}.py"
             for name in (
-                *("data", "execution", "kernels", "model", "objective", "optimizer", "plan", "profile", "rehearsal"),
-                *("run", "section", "views", "watch"),
+                *("data", "execution", "kernels", "model", "objective", "optimizer", "parallel", "plan", "profile"),
+                *("rehearsal", "run", "section", "views", "watch"),
             )
         ),
     },
@@ -74,6 +74,8 @@ TORCH_AND_NUMPY_ONLY = (
     "dinox_train.optimizer_trial",
     "dinox_train.teacher",
     "dinox_train.working_weights",
+    "dinox_train.part",
+    "dinox_train.sharded_weights",
     "dinox_train.warm_start",
     "dinox_train.lengths",
     "dinox_train.step",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from probe import about_data, as_json, begun, say
+from probe import about_data, begun, hand_over, say
 
 _EXAMPLES = """\
 examples:
@@ -92,7 +92,6 @@ def run(given: argparse.Namespace) -> int:
     from tuning.table import table_of
 
     from dinox_io import open_shards
-    from dinox_io.atomic import write_atomically
 
     check_name(given.task)
     if given.task == DENSE:
@@ -121,13 +120,7 @@ def run(given: argparse.Namespace) -> int:
             "recipes": [recipe.json() for recipe in recipes],
             "tables": found,
         }
-    page = markdown(report)
-    if given.output is not None:
-        given.output.mkdir(parents=True, exist_ok=True)
-        write_atomically(given.output / "finetune.json", as_json(report))
-        write_atomically(given.output / "finetune.md", page.encode())
-        say(f"finetune.json and finetune.md written to {given.output}")
-    print(page, end="")
+    hand_over("finetune", report, markdown(report), given.output)
     return 0
 
 

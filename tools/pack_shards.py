@@ -23,6 +23,7 @@ examples:
   python tools/pack_shards.py /data/hospital_a /data/hospital_b --output shards --workers 8 --key-file my.key
   python tools/pack_shards.py ~/scans --output shards --key-file my.key --part 3/16   (one job of an array of 16)
   python tools/pack_shards.py --output shards --merge                                 (when all 16 are done)
+  python tools/pack_shards.py /shared/scans --output shards --ray auto                (on all machines of a Ray cluster)
   python tools/pack_shards.py --output shards --remove 0123456789abcdef0123456789abcdef
 
 INPUT may hold anything: series are found by their headers, whatever files and folders are called. What is no CT volume,
@@ -79,7 +80,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_operations(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("parts of an array job, and withdrawal")
+    group = command.add_argument_group("many machines (docs/cluster.md), and withdrawal")
+    group.add_argument(
+        "--ray", metavar="ADDRESS",
+        help="pack on the machines of a Ray cluster (extra `cluster`), which all see INPUT at the same path: auto, "
+        "HOST:PORT, or local; the headers are read here, by --workers processes, and OUT is written here",
+    )  # fmt: skip
     which = group.add_mutually_exclusive_group()
     which.add_argument(
         "--part", metavar="I/N", type=part,
@@ -117,6 +123,7 @@ def settings_of(given: argparse.Namespace) -> PackSettings:
         nifti_patient=given.nifti_patient,
         part=given.part,
         about=given.about,
+        ray=given.ray,
     )
 
 
@@ -149,6 +156,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.error("give INPUT: what to pack (only --merge and --remove work without)")
     if given.part is not None and given.key_file is None:
         command.error("--part needs --key-file: all parts must make the same pseudonyms")
+    if given.ray is not None and (given.merge or not given.inputs):
+        command.error("--ray packs INPUT: leave it out with --merge, and where there is no INPUT")
     try:
         report = carry_out(given)
     except PackError as error:

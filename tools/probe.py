@@ -119,7 +119,6 @@ def run_probe(given: argparse.Namespace) -> int:
     from probing.work import encoders_of, tables
 
     from dinox_io import open_shards
-    from dinox_io.atomic import write_atomically
 
     names = list(dict.fromkeys(given.task or ["presence"]))
     for name in names:
@@ -152,13 +151,7 @@ def run_probe(given: argparse.Namespace) -> int:
             "final": final,
             "tables": found,
         }
-    page = markdown(report)
-    if given.output is not None:
-        given.output.mkdir(parents=True, exist_ok=True)
-        write_atomically(given.output / "probe.json", as_json(report))
-        write_atomically(given.output / "probe.md", page.encode())
-        say(f"probe.json and probe.md written to {given.output}")
-    print(page, end="")
+    hand_over("probe", report, markdown(report), given.output)
     return 0
 
 
@@ -229,6 +222,18 @@ def about_data(shards: ShardSet, labels: Labels, sides: Sequence[str], case: Cas
         "marks_outside": case.joined.outside,
         "marks_of_other_series": case.joined.foreign,
     }
+
+
+def hand_over(name: str, report: dict[str, Any], page: str, folder: Path | None) -> None:
+    """Write NAME.json and NAME.md into the folder, if there is to be one, and print the page."""
+    from dinox_io.atomic import write_atomically
+
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / f"{name}.json", as_json(report))
+        write_atomically(folder / f"{name}.md", page.encode())
+        say(f"{name}.json and {name}.md written to {folder}")
+    print(page, end="")
 
 
 def figures_in_words(report: dict[str, Any]) -> list[str]:

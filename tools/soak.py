@@ -147,9 +147,10 @@ class Soak:
             raise self._died(child.returncode, name)
 
     def _died(self, code: int, name: str) -> SoakFailed:
-        log = self.folder / f"{name}.log"
-        last = " | ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-        return SoakFailed(f"{name}: the trainer ended by itself with exit code {code}: {last} (all of it: {log})")
+        from dinox_train.rehearsal import last_words
+
+        words = last_words(self.folder / f"{name}.log")
+        return SoakFailed(f"{name}: the trainer ended by itself with exit code {code}: {words}")
 
     def _say(self, words: str) -> None:
         print(words, flush=True)

@@ -111,7 +111,8 @@ def axes_of(given: Given, config: Config, machine: Machine) -> Axes:
         precisions = given.precision or (("fp32", "bf16") if machine.is_gpu else (config.precision, "bf16"))
     compiles = (execution.compile,)
     if machine.is_gpu and machine.can_compile:
-        compiles = ("off", "blocks")
+        compiles = ("off", "blocks", execution.compile)
+    checkpointings = ("none", "block", execution.activation_checkpointing)
     pins = ("off", "on") if machine.is_gpu and not machine.unified else (data.pin,)
     return Axes(
         micro_batch={size: _micro_batches(given.micro_batch, size) for size in sorted(set(batches))},
@@ -120,7 +121,7 @@ def axes_of(given: Given, config: Config, machine: Machine) -> Axes:
         pool_mib=_ascending("pool-mib", given.pool_mib or (data.pool_mib,)),
         pin=_named("pin", given.pin or pins, PIN),
         compile=_named("compile", given.compile or compiles, COMPILE),
-        checkpointing=_named("checkpointing", given.checkpointing or ("none", "block"), CHECKPOINTING),
+        checkpointing=_named("checkpointing", given.checkpointing or checkpointings, CHECKPOINTING),
         precision=_named("precision", precisions, PRECISIONS),
     )
 

@@ -31,7 +31,8 @@ from dinox_model.kernels.architecture import architecture
 from dinox_model.kernels.language import can_run_on, kernel, tl
 from dinox_model.kernels.tiles import Launch, Tiles, tiles_for
 from dinox_model.kernels.traffic import Traffic
-from dinox_train.objectives.sinkhorn import AllReduce
+from dinox_train.objectives.sinkhorn import logsumexp_over_ranks
+from dinox_train.ranks import AllReduce
 
 GROUP = 1024
 """Rows whose column sums one program adds up."""
@@ -126,20 +127,13 @@ def prototype_potential(
     potential_K = None
     for _ in range(iterations):
         sums = torch.cat([prototype_log_sums(piece, potential_K, temperature) for piece in pieces])
-        potential_K = _logsumexp_ranks(torch.logsumexp(sums, dim=0), all_reduce)
+        potential_K = logsumexp_over_ranks(torch.logsumexp(sums, dim=0), all_reduce)
     assert potential_K is not None
     return potential_K
 
 
 def _groups(rows: int) -> int:
     return max(1, -(-rows // GROUP))
-
-
-def _logsumexp_ranks(logs_K: Tensor, all_reduce: AllReduce | None) -> Tensor:
-    if all_reduce is None:
-        return logs_K
-    largest_K = all_reduce(logs_K, "max")
-    return largest_K + all_reduce((logs_K - largest_K).exp(), "sum").log()
 
 
 @torch.library.custom_op("dinox::prototype_log_sums", mutates_args=())

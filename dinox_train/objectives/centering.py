@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dinox_train.objectives.numerics import full_precision
-from dinox_train.objectives.sinkhorn import AllReduce
+from dinox_train.ranks import AllReduce
 
 
 @torch.no_grad()

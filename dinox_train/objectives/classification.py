@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dinox_model import ViTConfig
 from dinox_train.network import LinearHead, Networks
-from dinox_train.objectives.objective import Aim, Losses, Needs, Values
+from dinox_train.objectives.objective import LOCAL_NORM, Aim, Losses, Needs, Values
 from dinox_train.objectives.supervised import binary_cross_entropy
 from dinox_train.view_batch import NUM_GLOBAL, ViewBatch
 
@@ -37,6 +37,10 @@ class Classification:
     @property
     def needs(self) -> Needs:
         return Needs(labels=self.settings.labels)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        return ("backbone.mask_token", LOCAL_NORM)
 
     def heads(self, vit: ViTConfig, seed: int) -> dict[str, nn.Module]:
         return {"mark": LinearHead(vit.width, 1, seed=seed)}

@@ -17,6 +17,7 @@ from dinox_train.objectives.dino import dino_loss
 from dinox_train.objectives.ibot import ibot_loss
 from dinox_train.objectives.objective import Values
 from dinox_train.objectives.sinkhorn import balanced_targets, prototype_potential
+from dinox_train.ranks import ALONE, AllReduce, Ranks
 from dinox_train.view_batch import NUM_GLOBAL
 
 
@@ -36,24 +37,28 @@ class ComparisonSettings(Protocol):
 class Comparison:
     """The comparison at given settings. `values` are the objective's: the teacher's temperature is of an update."""
 
-    def __init__(self, settings: ComparisonSettings, *, fused: bool = False) -> None:
-        """fused: by kernels, which need Triton and logits on a device that it runs on."""
+    def __init__(self, settings: ComparisonSettings, *, fused: bool = False, ranks: Ranks = ALONE) -> None:
+        """fused: by kernels, which need Triton and logits on a device that it runs on. ranks: over which a batch is
+        balanced."""
         self.settings = settings
-        self.fused = fused
+        self.fused, self._all_reduce = fused, ranks.all_reduce
 
     def balance(
         self, logits: Mapping[str, Sequence[Tensor]], values: Values, state: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Of the batch as a whole, whose teacher logits are pieces (n, K) by head: a vector (K,) for each head,
-        Sinkhorn's potential or the running centre, and the objective's state after this update."""
+        """Of the batch as a whole, of which this rank's teacher logits are pieces (n, K) by head: a vector (K,) for
+        each head, Sinkhorn's potential or the running centre, and the objective's state after this update."""
         own = self.settings
         if own.balance == "sinkhorn":
             find = self._potential_finder()
             temperature = values["teacher_temperature"]
-            return {name: find(parts, temperature, own.sinkhorn_iterations) for name, parts in logits.items()}, {}
+            return {
+                name: find(parts, temperature, own.sinkhorn_iterations, all_reduce=self._all_reduce)
+                for name, parts in logits.items()
+            }, {}
         centres = {name: state[f"{name}_centre"].clone() for name in logits}
         after = {
-            f"{name}_centre": updated_centre(centre, logits[name], own.centre_momentum)
+            f"{name}_centre": updated_centre(centre, logits[name], own.centre_momentum, all_reduce=self._all_reduce)
             for name, centre in centres.items()
         }
         return centres, dict(state) | after
@@ -140,4 +145,12 @@ class Comparison:
 
 
 class _FindsPotential(Protocol):
-    def __call__(self, logits: Tensor | Sequence[Tensor], temperature: float, iterations: int = 3, /) -> Tensor: ...
+    def __call__(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        temperature: float,
+        iterations: int = 3,
+        /,
+        *,
+        all_reduce: AllReduce | None,
+    ) -> Tensor: ...

@@ -29,7 +29,8 @@ from dinox_train.network import Network, Networks
 from dinox_train.objectives.comparison import Comparison
 from dinox_train.objectives.gram import gram_loss, resize_features, take_patches
 from dinox_train.objectives.koleo import koleo_gradient, koleo_loss
-from dinox_train.objectives.objective import Aim, Losses, Needs, Values
+from dinox_train.objectives.objective import LOCAL_NORM, Aim, Losses, Needs, Values
+from dinox_train.ranks import ALONE, Ranks
 from dinox_train.schedule import linear_ramp
 from dinox_train.view_batch import NUM_GLOBAL, ViewBatch, all_rows
 
@@ -163,10 +164,11 @@ class DINOv3:
 
     terms = ("dino", "ibot", "koleo", "gram")
 
-    def __init__(self, settings: DINOv3Settings, *, fused: bool = False) -> None:
-        """fused: Sinkhorn and cross-entropies by kernels (comparison.py); the same numbers, to fp32 rounding."""
-        self.settings = settings
-        self._comparison = Comparison(settings, fused=fused)
+    def __init__(self, settings: DINOv3Settings, *, fused: bool = False, ranks: Ranks = ALONE) -> None:
+        """fused: Sinkhorn and cross-entropies by kernels (comparison.py); the same numbers, to fp32 rounding. ranks:
+        those that an update's images are spread over."""
+        self.settings, self._ranks = settings, ranks
+        self._comparison = Comparison(settings, fused=fused, ranks=ranks)
         self._patch_head = "ibot" if settings.ibot.head == "separate" else "dino"
 
     @property
@@ -174,6 +176,17 @@ class DINOv3:
         ibot, gram = self.settings.ibot, self.settings.gram
         masks = MaskSettings(fraction=ibot.masked_crops, share=ibot.masked_share) if ibot.weight else None
         return Needs(masks=masks, gram=bool(gram.weight), gram_size=gram.size, gram_patches=gram.max_patches)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        own = self.settings
+        masked = own.ibot.weight > 0
+        heads_dino = own.dino.weight > 0 or (masked and own.ibot.head == "shared")
+        return (
+            *(() if masked else ("backbone.mask_token",)),
+            *(() if own.dino.weight else (LOCAL_NORM,)),
+            *(() if heads_dino else ("heads.dino.",)),
+        )
 
     def heads(self, vit: ViTConfig, seed: int) -> dict[str, nn.Module]:
         own = self.settings
@@ -230,28 +243,32 @@ class DINOv3:
         targets = [Target(part, balance) for part in observed]
         make = self._comparison.targets
         cls_targets = torch.cat([make(part.cls_logits, balance["dino"], values) for part in observed])
+        similarity = torch.stack([part.patch_similarity for part in observed]).mean()
+        means = self._ranks.mean(torch.stack([health.teacher_entropy(cls_targets), similarity]))
         figures = {
-            "teacher_entropy": health.teacher_entropy(cls_targets),
-            "prototype_use": health.prototype_use(cls_targets),
-            "patch_similarity": torch.stack([part.patch_similarity for part in observed]).mean(),
+            "teacher_entropy": means[0],
+            "prototype_use": self._ranks.any(health.used_prototypes(cls_targets)).float().mean(),
+            "patch_similarity": means[1],
         }
         return Aim(targets, figures, torch.cat([part.features for part in observed]), new_state)
 
     def couple(
         self, networks: Networks, batches: Sequence[ViewBatch], targets: Sequence[Target], values: Values
     ) -> Sequence[Target]:
-        """Where KoLeo's neighbours may lie in other micro-batches: a first pass of the student without gradients, which
-        finds the term's gradient with regard to each feature; the second pass, in `losses`, carries it on."""
-        sizes = [batch.num_images for batch in batches]
-        rows = self.koleo_rows(sum(sizes))
+        """Where KoLeo's neighbours may lie in other micro-batches, or with other ranks: a first pass of the student
+        without gradients, which finds the term's gradient with regard to each feature; the second pass, in `losses`,
+        carries it on."""
+        sizes, ranks = [batch.num_images for batch in batches], self._ranks
+        total = ranks.count * sum(sizes)
+        rows = self.koleo_rows(total)
         if rows is None or all(size % rows == 0 for size in sizes):
             return targets
         parts = [self._student_cls(networks.student, batch).unflatten(0, (NUM_GLOBAL, -1)) for batch in batches]
-        found = [koleo_gradient(view, group_size=rows) for view in all_rows(parts)]
+        found = [koleo_gradient(view, group_size=rows) for view in all_rows([ranks.rows(part, 1) for part in parts])]
         loss = sum((part for part, _ in found), torch.zeros_like(found[0][0]))
-        gradients = torch.stack([part for _, part in found]).split(sizes, dim=1)
+        gradients = torch.stack([part for _, part in found]).split([ranks.count * size for size in sizes], dim=1)
         return [
-            replace(target, koleo=(loss * (size / sum(sizes)), gradient.flatten(0, 1)))
+            replace(target, koleo=(loss * (size / total), ranks.own_rows(gradient, 1).flatten(0, 1)))
             for target, size, gradient in zip(targets, sizes, gradients, strict=True)
         ]
 

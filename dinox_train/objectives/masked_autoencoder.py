@@ -18,7 +18,7 @@ from dinox_model import ViTConfig
 from dinox_train.masking import MaskSettings, masked_counts
 from dinox_train.network import LinearHead, Networks
 from dinox_train.objectives.mae import mae_loss, normalised_patches, patches_of
-from dinox_train.objectives.objective import Aim, Losses, Needs, Values
+from dinox_train.objectives.objective import LOCAL_NORM, Aim, Losses, Needs, Values
 from dinox_train.view_batch import NUM_GLOBAL, ViewBatch
 
 
@@ -44,6 +44,10 @@ class MaskedAutoencoder:
     @property
     def needs(self) -> Needs:
         return Needs(masks=self._masks)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        return (LOCAL_NORM,)
 
     def heads(self, vit: ViTConfig, seed: int) -> dict[str, nn.Module]:
         return {"pixels": LinearHead(vit.width, vit.in_channels * vit.patch_size**2, seed=seed)}

@@ -26,6 +26,8 @@ Values = Mapping[str, float]
 """Numbers of one update, by name; `weight_TERM` is the weight of a term in the loss."""
 Losses = dict[str, Tensor]
 """Terms of a loss, by name; 0-dim."""
+LOCAL_NORM = "backbone.cls_norm"
+"""The norm that local views have of their own, where `model.untied_cls_norm` is on."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class Objective(Protocol):
     @property
     def needs(self) -> Needs:
         """What a ViewBatch must hold for it."""
+        ...
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Parameters of a student, by the beginnings of their names, that its losses never read; all others get a
+        gradient in every update, which a run of several ranks relies on."""
         ...
 
     def heads(self, vit: ViTConfig, seed: int) -> dict[str, nn.Module]:

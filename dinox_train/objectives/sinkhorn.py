@@ -18,20 +18,14 @@ usual form divides by cancel and are left out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from dinox_train.objectives.numerics import full_precision
+from dinox_train.ranks import AllReduce
 
 _CHUNK_VALUES = 1 << 24  # logits in work at a time; fixed, so that rounding never depends on the free memory
-
-
-class AllReduce(Protocol):
-    """A collective: elementwise sum or maximum of all ranks' `values`, the same on every rank."""
-
-    def __call__(self, values: Tensor, operation: Literal["sum", "max"]) -> Tensor: ...
 
 
 def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3, all_reduce: AllReduce | None = None) -> Tensor:
@@ -68,7 +62,7 @@ def prototype_potential(
     potential_K = None
     for _ in range(iterations):
         sums = [_log_column_sums(chunk, potential_K, temperature) for chunk in _chunks(pieces)]
-        potential_K = _logsumexp_ranks(torch.logsumexp(torch.stack(sums), dim=0), all_reduce)
+        potential_K = logsumexp_over_ranks(torch.logsumexp(torch.stack(sums), dim=0), all_reduce)
     assert potential_K is not None
     return potential_K
 
@@ -90,7 +84,8 @@ def _log_column_sums(chunk_NK: Tensor, potential_K: Tensor | None, temperature: 
     return torch.logsumexp(logs_NK, dim=0)
 
 
-def _logsumexp_ranks(logs_K: Tensor, all_reduce: AllReduce | None) -> Tensor:
+def logsumexp_over_ranks(logs_K: Tensor, all_reduce: AllReduce | None) -> Tensor:
+    """log of the sum of exp(logs_K) over the ranks, (K,); some of them, not all, may have -inf."""
     if all_reduce is None:
         return logs_K
     largest_K = all_reduce(logs_K, "max")

@@ -33,6 +33,13 @@ class Bandwidth:
             return None
         return max(self.to_device, self.to_device_pinned or 0.0) >= UNIFIED_RATIO * self.device
 
+    @property
+    def pinning_gain(self) -> float | None:
+        """How many times faster a copy to the device is from pinned memory; None: it was not measured."""
+        if not self.to_device or self.to_device_pinned is None:
+            return None
+        return self.to_device_pinned / self.to_device
+
     def words(self) -> str:
         """For the log."""
         named = ((name.replace("_", " "), rate) for name, rate in asdict(self).items() if rate is not None)

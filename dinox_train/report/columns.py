@@ -98,6 +98,28 @@ class Columns:
         columns.add(lines)
         return columns
 
+    @classmethod
+    def restored(cls, facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], place: str = "update") -> Columns:
+        """As they were when `facts` and `arrays` were taken of them."""
+        columns = cls(place)
+        columns._width, columns._count = facts["width"], facts["count"]
+        columns._places = arrays["places"]
+        columns._fields = {name: Buckets(*field) for name, field in zip(facts["names"], arrays["fields"], strict=True)}
+        columns._first = dict(facts["first"])
+        columns._last = {name: (value, at) for name, (value, at) in facts["last"].items()}
+        columns._open = list(facts["open"])
+        return columns
+
+    def facts(self) -> dict[str, Any]:
+        """With `arrays`, all there is to these, as JSON values."""
+        plain = {"width": self._width, "count": self._count, "names": list(self._fields)}
+        return plain | {"first": self._first, "last": self._last, "open": self._open}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`places`, float64 (buckets,), and `fields`, float64 (fields, 6, buckets)."""
+        fields = [np.stack(field._all()) for field in self._fields.values()]
+        return {"places": self._places, "fields": np.stack(fields) if fields else np.empty((0, 6, 0))}
+
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add lines; one that says nothing of its place is left out."""
         self._open += [numbers for line in lines if self._place in (numbers := _numbers(line))]

@@ -1,8 +1,8 @@
-"""What a run folder tells of its run: lines, events, configuration, and how far it came. Reads, never writes.
+"""What a run folder tells of its run: lines, events, configuration, and how far it came.
 
-Invariant: a history that was refreshed equals one that is read anew from the same files. What the run is judged by has
-to be whole (ValueError otherwise); what stands beside it, of the machine and of a monitor, is left out where it is not,
-and `unread` says so.
+Invariant: a history that was refreshed, or was kept (kept.py), equals one that is read anew from the same files. What
+the run is judged by has to be whole (ValueError otherwise); what stands beside it, of the machine and of a monitor, is
+left out where it is not, and `unread` says so.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from dinox_train.config import Config, ConfigError, load_config
 from dinox_train.report.columns import Columns
+from dinox_train.report.kept import EVERY_BYTES, NAME, keep, kept
 from dinox_train.report.monitored import Monitored
 from dinox_train.report.tail import LineTail
 
@@ -85,7 +86,7 @@ class History:
 
 
 class HistoryReader:
-    """Reads a run folder again and again, each time what is new in it."""
+    """Reads a run folder again and again, each time what is new in it: since the process before, where it was kept."""
 
     def __init__(self, folder: Path) -> None:
         self._history = History(folder=folder)
@@ -93,6 +94,8 @@ class HistoryReader:
         self._events = LineTail(folder / "events.jsonl")
         self._system = LineTail(folder / "system.jsonl")
         self._config_bytes: bytes | None = None
+        self._kept_at = 0
+        self._go_on()
 
     def read(self) -> History:
         """What the folder tells now. A torn last line is ignored, a missing file is as if empty.
@@ -103,6 +106,7 @@ class HistoryReader:
         history.unread = []
         if self._lines.begins_anew():
             history.lines, history.skipped, history.texts = Columns(), [], {}
+            self._kept_at = 0
         for lines in self._lines.blocks():
             history.add_lines(lines)
         if self._events.begins_anew():
@@ -115,6 +119,24 @@ class HistoryReader:
         environment = folder / "env.json"
         history.environment = json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None
         return history
+
+    def keep(self) -> None:
+        """Spare the next process to read the lines again, where they have become many since this was done."""
+        if self._lines.offset - self._kept_at < EVERY_BYTES:
+            return
+        history, self._kept_at = self._history, self._lines.offset
+        facts = {"tail": self._lines.facts(), "columns": history.lines.facts()}
+        facts |= {"skipped": history.skipped, "texts": history.texts}
+        keep(history.folder / NAME, facts, history.lines.arrays())
+
+    def _go_on(self) -> None:
+        found, history = kept(self._history.folder / NAME), self._history
+        if found is not None:
+            facts, arrays = found
+            self._lines.go_on(facts["tail"])
+            self._kept_at = self._lines.offset
+            history.lines = Columns.restored(facts["columns"], arrays)
+            history.skipped, history.texts = facts["skipped"], facts["texts"]
 
     def _read_system(self) -> None:
         try:

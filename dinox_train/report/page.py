@@ -3,7 +3,7 @@
     page.py       the page, its head, the key figures and what stands at its end
     curves.py     charts of learning      machine.py   of speed and of the machine   field_chart.py, chart.py  one chart
     timeline.py   the events              pictures.py  pictures, and what a monitor found
-    history.py    what the folder tells   columns.py, tail.py, monitored.py          in bounded memory, read on and on
+    history.py    what the folder tells   columns.py, tail.py, monitored.py, kept.py       bounded, read on and on
     verdict.py    what the figures mean   style.py     how it looks
 
 Invariant: the page is a pure function of the files in the run folder. It is self-contained (pictures are inside,
@@ -60,6 +60,7 @@ class Report:
         )
         path = self._folder / "report.html"
         write_atomically(path, page.encode())
+        self._reader.keep()
         return path
 
     def verdict(self) -> str:

@@ -5,7 +5,8 @@ Invariant: what was handed out since `begins_anew` last was true is the file's w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ class LineTail:
         self._offset = self._lines = 0
         self._known = b""
         self._inode = -1
+
+    @property
+    def offset(self) -> int:
+        """Up to which byte the file was read."""
+        return self._offset
+
+    def facts(self) -> dict[str, Any]:
+        """Up to where the file was read, as JSON values."""
+        return {"offset": self._offset, "lines": self._lines, "known": self._known.decode("latin-1")}
+
+    def go_on(self, facts: Mapping[str, Any]) -> None:
+        """Be where `facts` were taken; `begins_anew` says whether the file is the same up to there."""
+        self._offset, self._lines, self._known = facts["offset"], facts["lines"], facts["known"].encode("latin-1")
+        with suppress(FileNotFoundError):
+            self._inode = self.path.stat().st_ino
 
     def begins_anew(self) -> bool:
         """Whether the file is not the one that was read, or not any more: then `blocks` starts at its beginning."""

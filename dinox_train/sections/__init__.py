@@ -18,6 +18,7 @@ from dinox_train.sections.objective import ObjectiveSection as ObjectiveSection
 from dinox_train.sections.optimizer import OptimizerSection as OptimizerSection
 from dinox_train.sections.optimizer import ScheduleSection as ScheduleSection
 from dinox_train.sections.optimizer import TeacherSection as TeacherSection
+from dinox_train.sections.parallel import ParallelSection as ParallelSection
 from dinox_train.sections.plan import PlanSection as PlanSection
 from dinox_train.sections.profile import ProfileSection as ProfileSection
 from dinox_train.sections.rehearsal import RehearsalSection as RehearsalSection

@@ -58,7 +58,9 @@ class Nvml:
         heat = self._ask("nvmlDeviceGetTemperature", ctypes.c_uint(), ctypes.c_int(_GPU_SENSOR))
         power = self._ask("nvmlDeviceGetPowerUsage", ctypes.c_uint())
         clock = self._ask("nvmlDeviceGetClockInfo", ctypes.c_uint(), ctypes.c_int(_SM_CLOCK))
-        reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", ctypes.c_ulonglong())
+        reasons = self._ask("nvmlDeviceGetCurrentClocksEventReasons", ctypes.c_ulonglong())
+        if reasons is None:  # a driver before 535
+            reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", ctypes.c_ulonglong())
         return GPUFigures(
             busy=None if use is None else use.gpu / 100,
             free_bytes=None if memory is None else int(memory.free),

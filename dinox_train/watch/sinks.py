@@ -3,8 +3,9 @@
 Each is written by a thread beside the run, into the run folder, and sends nothing over the network unless the user has
 set its own variables otherwise. metrics.jsonl stays the truth: a sink that fails is an event, and the run goes on.
 
-A run that resumes, or goes back, does updates again. TensorBoard is told to forget the first ones; the other two cannot
-forget, so they keep the numbers that they had first.
+A run that resumes, or goes back, does updates again. TensorBoard is told to forget the first ones. The other two cannot
+forget: after a resume, which gives the same numbers again, they keep what they had; after a rollback, which does not,
+they are given the new ones beside the first.
 """
 
 from __future__ import annotations
@@ -62,8 +63,30 @@ class TensorBoard:
             self._writer.close()
 
 
-class Wandb:
-    """RUN/wandb/, offline unless WANDB_MODE says otherwise; `wandb sync` sends it, if that is wished."""
+class _Unforgetting:
+    """Which updates a sink is given that cannot take any back."""
+
+    def __init__(self, kept: dict[str, Any]) -> None:
+        self._kept, self._last = kept, 0
+
+    def _wants(self, update: int) -> bool:
+        """Whether it has no number of this update yet, or those of before a rollback.
+
+        `moved` is by how much updates have to be moved so as to be all different: they always rise.
+        """
+        kept, newest = self._kept, self._kept.get("update", 0)
+        if update <= self._last:  # within a process, only a rollback leads back
+            kept["moved"] = kept.get("moved", 0) + newest - update + 1
+            kept["update"] = newest = update - 1
+        self._last = update
+        return update > newest
+
+
+class Wandb(_Unforgetting):
+    """RUN/wandb/, offline unless WANDB_MODE says otherwise; `wandb sync` sends it, if that is wished.
+
+    Its steps have to rise, so they are moved; the charts run over a number of our own, `update`.
+    """
 
     def __init__(self, folder: Path, kept: dict[str, Any]) -> None:
         for name, value in (
@@ -75,22 +98,25 @@ class Wandb:
             ("WANDB_SILENT", "true"),
         ):
             os.environ.setdefault(name, value)
-        wandb, self._kept = import_module("wandb"), kept
+        super().__init__(kept)
+        wandb = import_module("wandb")
         quiet = {"x_disable_stats": True, "x_disable_meta": True, "x_disable_machine_info": True}
         settings = wandb.Settings(**quiet, x_save_requirements=False)
         where = {"project": PROJECT, "dir": str(folder), "name": folder.name}
         self._run = wandb.init(id=kept["id"], resume="allow", settings=settings, **where)
+        self._run.define_metric("update")
+        self._run.define_metric("*", step_metric="update")
 
     def write(self, update: int, numbers: Mapping[str, float]) -> None:
-        if update > self._kept.get("update", 0):
-            self._run.log(dict(numbers), step=update)
+        if self._wants(update):
+            self._run.log({"update": update, **numbers}, step=update + self._kept.get("moved", 0))
 
     def close(self) -> None:
         self._run.finish()
 
 
-class Trackio:
-    """RUN/trackio/ (or TRACKIO_DIR), for `TRACKIO_DIR=RUN/trackio trackio show`."""
+class Trackio(_Unforgetting):
+    """RUN/trackio/ (or TRACKIO_DIR), for `TRACKIO_DIR=RUN/trackio trackio show`. Its steps may be any."""
 
     def __init__(self, folder: Path, kept: dict[str, Any]) -> None:
         for name, value in (
@@ -99,13 +125,14 @@ class Trackio:
             ("GRADIO_ANALYTICS_ENABLED", "False"),
         ):
             os.environ.setdefault(name, value)
-        self._trackio, self._kept = import_module("trackio"), kept
+        super().__init__(kept)
+        self._trackio = import_module("trackio")
         name = f"{folder.name}-{kept['id']}"
         quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}  # system.jsonl has the machine
         self._run = self._trackio.init(project=PROJECT, name=name, resume="allow", **quiet)
 
     def write(self, update: int, numbers: Mapping[str, float]) -> None:
-        if update > self._kept.get("update", 0):
+        if self._wants(update):
             self._trackio.log(dict(numbers), step=update)
 
     def close(self) -> None:

@@ -3,19 +3,24 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from knee_search import chosen_set as chosen_set_module
 from knee_search.axes import AxesError, Given, Machine, ahead_of, axes_of, divisors, thinned
 from knee_search.bootstrap import noise_of, rate_of, ratio_of
 from knee_search.bounds import COMPUTE, DECODE, IO, MEMORY_BANDWIDTH, MEMORY_SIZE, Seen, bound_of, update_bytes
 from knee_search.choice import halved, in_order, knee_of, largest_that_fits, spread
+from knee_search.chosen_set import chosen_set
 from knee_search.prediction import Beside, MachineModel, at_threads, fit_micro_batches
 from knee_search.settings import Settings, flattened, of_record
 from knee_search.slow_storage import Throttle
 
 from dinox_train.config import Config, validate
+from dinox_train.sections import DataSection
 
 ONE = Settings(
     batch_size=64,
@@ -108,6 +113,41 @@ def test_axes_are_suggested_within_the_batch_and_the_machine() -> None:
     on_gpu = axes_of(Given(), config_of(), replace(HERE, is_gpu=True, unified=False))
     assert (on_gpu.pin, on_gpu.compile) == (("off", "on"), ("off", "blocks"))
     assert axes_of(Given(), config_of(train={"batch_size": 15, "updates": 9}), HERE).micro_batch == {15: (1, 3, 5, 15)}
+
+
+def test_the_configurations_own_value_is_among_those_that_are_tried() -> None:
+    own = config_of(execution={"activation_checkpointing": "selective", "compile": "full"})
+    on_gpu = axes_of(Given(), own, replace(HERE, is_gpu=True, can_compile=True))
+    assert (on_gpu.checkpointing, on_gpu.compile) == (("none", "selective", "block"), ("off", "blocks", "full"))
+    assert axes_of(Given(), own, HERE).compile == ("full",)
+    assert axes_of(Given(), config_of(), HERE).checkpointing == ("none", "block")
+    assert axes_of(Given(checkpointing=("none",)), own, HERE).checkpointing == ("none",)
+
+
+@pytest.mark.parametrize(
+    ("given", "named", "path", "about", "said"),
+    [
+        ("GIVEN", "OWN", "GIVEN", "GIVEN", ""),
+        (None, "OWN", "OWN", "own", "the set of the configuration is measured"),
+        (None, "s3://bucket/sets/ours", "s3://bucket/sets/ours", "ours", "the set of the configuration is measured"),
+        (None, [{"path": "OTHER", "weight": 1}, {"path": "OWN", "weight": 2.5}], "OWN",
+         "own (of 2 sets the one with the largest weight)", "of 2 sets the one with the largest weight"),
+        (None, "fake", "PHANTOM", "the phantom", "data.shards names no set (fake): a phantom is measured"),
+        (None, "ABSENT", "PHANTOM", "the phantom", "and nothing lies there: a phantom is measured"),
+    ],
+)  # fmt: skip
+def test_which_set_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, named: Any, path: str, about: str, said: str
+) -> None:
+    (tmp_path / "own").mkdir()
+    places = {"OWN": str(tmp_path / "own"), "ABSENT": str(tmp_path / "absent"), "PHANTOM": str(tmp_path / "phantom")}
+    monkeypatch.setattr(chosen_set_module, "phantom_set", lambda folder, tell: folder)
+    sets = [one | {"path": places.get(one["path"], one["path"])} for one in named] if isinstance(named, list) else named
+    data = DataSection.model_validate({"shards": places.get(sets, sets) if isinstance(sets, str) else tuple(sets)})
+    told: list[str] = []
+    found = chosen_set(given, data, tmp_path / "phantom", told.append)
+    assert (found.path, found.about) == (places.get(path, path), about)
+    assert said in "".join(told)
 
 
 def test_mathematics_is_varied_only_where_it_was_freed() -> None:

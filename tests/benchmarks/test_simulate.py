@@ -10,16 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scale_sizes import (
     SLICES,
+    Opening,
     Reading,
     extrapolated,
     made_up_index,
     made_up_manifest,
     measured_set,
+    memory_of_index,
     opening_s,
     order_cost,
     reading_of,
+    reopening_s,
 )
-from simulate import Cluster, Storage, breaks, load_of
+from simulate import Cluster, Storage, breaks, load_of, memory_of_node, opening_of
 
 import dinox_io
 from dinox_io.canonical import canonical_json
@@ -86,11 +89,15 @@ def test_what_a_rank_reads_is_what_the_loader_decodes(mode: str, small_set_256: 
             assert decoded == pytest.approx(reading.slices, rel=0.35)
 
 
-def test_ranks_that_share_a_batch_decode_more_of_a_run() -> None:
-    alone, eight = (reading_of(world, "runs", batch_size=256, batches=32).slices for world in (1, 8))
+@pytest.mark.parametrize("world", [2, 8])
+def test_a_run_is_one_ranks(world: int) -> None:
+    alone, shared = (reading_of(ranks, "runs", batch_size=256, batches=32).slices for ranks in (1, world))
     assert 1.2 < alone < 1.4
-    assert eight > 3.0, "more than a window of its own would take"
-    assert reading_of(8, "random", batch_size=256) == Reading(3.0, 1.0)
+    assert shared < 1.1 * alone, "a rank decodes a run that others have windows of"
+    assert reading_of(world, "random", batch_size=256) == Reading(3.0, 1.0)
+
+
+def test_ranks_divide_the_batch() -> None:
     with pytest.raises(ValueError, match="must divide batch_size"):
         reading_of(7, "runs", batch_size=256)
 
@@ -122,8 +129,33 @@ def test_what_breaks_first() -> None:
     large = extrapolated(small, 10**6)
     found = breaks(CLUSTER, large, order, {"disk": 1.0, "store": 4000.0})
     assert found[0].startswith("the manifest is beyond 256 MiB")
-    assert "open shards" in found[1]
     assert found[-1] == "opening takes 67 min (store)"
+    assert not [one for one in found if "open shards" in one], "a shard gives way to another one"
+    assert (CLUSTER.open_shards, replace(CLUSTER, open_files=20000).open_shards) == (768, 15000)
+
+
+def test_memory_is_counted_per_host() -> None:
+    """17 bytes a slice: two of 4 and one of 8 in the index, and one that says whether it was checked."""
+    per_volume, per_slice = memory_of_index()
+    assert per_slice == pytest.approx(17, abs=0.2)
+    assert 3000 < per_volume < 8000
+    sizes, order = measured_set(200), order_cost(200, 256)
+    assert sizes.open_bytes == pytest.approx(200 * (per_volume + SLICES * per_slice), rel=0.1)
+    eight = memory_of_node(CLUSTER, sizes, order)
+    assert eight == 8 * memory_of_node(replace(CLUSTER, ranks_per_node=1), sizes, order)
+
+
+def test_ranks_share_the_reads_of_opening() -> None:
+    sizes, of_volume = replace(measured_set(1000), parse_s=0.0), Opening(1e-4, 4e-4)
+    one, eight = (opening_of(sizes, of_volume, (LOCAL, STORE), ranks) for ranks in (1, 8))
+    assert sizes.opening_reads(1) == 2 + sizes.shards + 1000
+    assert 8 * (sizes.opening_reads(8) - 2) == sizes.shards + 1000
+    assert one["store"] > 3 * eight["store"]
+    assert one["disk"] > 1.5 * eight["disk"]
+
+
+def test_a_file_is_opened_again_in_no_time(tmp_path: Path) -> None:
+    assert 0 < reopening_s(tmp_path) < 0.01
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +167,10 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
     assert "| 1,000 | ~" in said
     assert "| 3 | any | | any | | | | | a batch of 64 has no window for each |" in said
     assert simulate.main(["--cores", "0"]) == 2
-    assert opening_s(tmp_path, 2) > 0
+    assert "~768 |" not in said
+    opened = opening_s(tmp_path, 2)
+    assert opened.known_s > 0
+    assert opened.checked_s >= 0
 
 
 @pytest.fixture(scope="module")

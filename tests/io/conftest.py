@@ -1,15 +1,20 @@
-"""Small synthetic volumes and sets of shards, for every test of the format and of the loader."""
+"""Small synthetic volumes and sets of shards, for every test of the format and of the loader; and a store for them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import http.client
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dinox_io import cloud
 from dinox_io.manifest import build_manifest, commit_set
 from dinox_io.shard import ShardWriter, encode_volume
 from dinox_io.volume import Volume
+from tests.io.unreliable_store import PLACE, UnreliableStore
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -78,3 +83,61 @@ def write_set() -> WriteSet:
         return commit_set(folder, manifest)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    """HOST:PORT of an S3 server of moto."""
+    pytest.importorskip("obstore", reason="needs the extra dinox[cloud]")
+    server = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer
+    running = server(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Credentials for nothing, no proxies; tries that follow each other at once."""
+    for name in [name for name in os.environ if name.upper().startswith("AWS_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "5ecret"), ("REGION", "eu-west-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    monkeypatch.setattr(cloud, "FIRST_WAIT_S", 0.01)
+    return monkeypatch
+
+
+@pytest.fixture
+def store(moto: str, environment: pytest.MonkeyPatch) -> Iterator[UnreliableStore]:
+    """The store that the environment names: moto, its objects of earlier tests gone, behind a proxy that can fail."""
+    connection = http.client.HTTPConnection(moto)
+    for method, path in (("POST", "/moto-api/reset"), ("PUT", "/scans")):
+        connection.request(method, path, headers={"Host": moto})
+        assert connection.getresponse().read() is not None
+    connection.close()
+    proxy = UnreliableStore(moto)
+    thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    environment.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    yield proxy
+    proxy.let_go.set()
+    proxy.shutdown()
+    proxy.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def upload(moto: str) -> Callable[..., None]:
+    """(folder, names=all): copies files to PLACE, past the proxy."""
+    from obstore.store import S3Store
+
+    def copy(folder: Path, *names: str) -> None:
+        bucket = S3Store("scans", prefix=PLACE.removeprefix("s3://scans/"), endpoint=f"http://{moto}")
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if not names or name in names:
+                bucket.put(name, path.read_bytes())
+
+    return copy

@@ -1,12 +1,10 @@
 """F46: a set in a bucket gives what the folder gives, and a store that fails is told from a set that is damaged."""
 
 import inspect
-import os
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,56 +16,9 @@ from hypothesis import strategies as st
 import dinox_io
 from dinox_io import Loader, ShardError, cloud, open_shards, verify_set
 from dinox_io.storage import read_bytes
-from tests.io.unreliable_store import Asked, UnreliableStore
+from tests.io.unreliable_store import PLACE, UnreliableStore, fail
 
-PLACE = "s3://scans/sets/a b%41"
 SHARD = "shard-000000.tar"
-Upload = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """HOST:PORT of an S3 server of moto."""
-    pytest.importorskip("obstore", reason="needs the extra dinox[cloud]")
-    server = pytest.importorskip("moto.server", reason="needs moto[server]").ThreadedMotoServer
-    running = server(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"{host}:{port}"
-    running.stop()
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Credentials for nothing, no proxies; tries that follow each other at once."""
-    for name in [name for name in os.environ if name.upper().startswith("AWS_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    for name, value in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "5ecret"), ("REGION", "eu-west-1")):
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    monkeypatch.setattr(cloud, "FIRST_WAIT_S", 0.01)
-    return monkeypatch
-
-
-@pytest.fixture
-def store(moto: str, environment: pytest.MonkeyPatch) -> Iterator[UnreliableStore]:
-    """The store that the environment names: moto, its objects of earlier tests gone, behind a proxy that can fail."""
-    import http.client
-
-    connection = http.client.HTTPConnection(moto)
-    for method, path in (("POST", "/moto-api/reset"), ("PUT", "/scans")):
-        connection.request(method, path, headers={"Host": moto})
-        assert connection.getresponse().read() is not None
-    connection.close()
-    proxy = UnreliableStore(moto)
-    thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    environment.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-    yield proxy
-    proxy.let_go.set()
-    proxy.shutdown()
-    proxy.server_close()
-    thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -82,30 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_volume: Callable, writ
 
 
 @pytest.fixture
-def upload(moto: str) -> Upload:
-    """(folder, names=all): copies files to PLACE, past the proxy."""
-    from obstore.store import S3Store
-
-    def copy(folder: Path, *names: str) -> None:
-        bucket = S3Store("scans", prefix=PLACE.removeprefix("s3://scans/"), endpoint=f"http://{moto}")
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = path.relative_to(folder).as_posix()
-            if not names or name in names:
-                bucket.put(name, path.read_bytes())
-
-    return copy
-
-
-@pytest.fixture
-def placed(store: UnreliableStore, folder: Path, upload: Upload) -> UnreliableStore:
+def placed(store: UnreliableStore, folder: Path, upload: Callable[..., None]) -> UnreliableStore:
     """The store with `folder` at PLACE."""
     upload(folder)
     return store
-
-
-def fail(name: str, fault: str, *, times: int = 1000) -> Callable[[Asked, int], str | None]:
-    """The fault of the first requests of each kind for objects whose name begins so."""
-    return lambda asked, before: fault if asked.name.startswith(name) and before < times else None
 
 
 def take(loader: Loader, batches: int) -> None:
@@ -155,7 +86,7 @@ def test_an_earlier_manifest(placed: UnreliableStore, folder: Path) -> None:
         assert len(there.volumes) == 3
 
 
-def test_without_its_index(store: UnreliableStore, folder: Path, upload: Upload) -> None:
+def test_without_its_index(store: UnreliableStore, folder: Path, upload: Callable[..., None]) -> None:
     upload(folder, "manifest.json", SHARD, "shard-000001.tar")
     with pytest.warns(UserWarning, match=r"index\.msgpack.*rebuilt"), open_shards(PLACE) as there:
         assert there.read(0, 0, 1).shape == (1, *there.volumes[0].shape[1:])
@@ -199,7 +130,12 @@ def test_reading_past_its_end(placed: UnreliableStore, folder: Path) -> None:
 
 
 def test_damage_is_told_as_of_a_folder(
-    store: UnreliableStore, folder: Path, upload: Upload, tmp_path: Path, write_set: Callable, make_volume: Callable
+    store: UnreliableStore,
+    folder: Path,
+    upload: Callable[..., None],
+    tmp_path: Path,
+    write_set: Callable,
+    make_volume: Callable,
 ) -> None:
     write_set(tmp_path / "set", [[make_volume(5)]])
     path = tmp_path / "set" / SHARD
@@ -228,7 +164,7 @@ def test_a_large_manifest_is_not_read(placed: UnreliableStore) -> None:
         cloud.BucketFolder(PLACE).read("manifest.json", 100)
 
 
-def test_what_is_missing(store: UnreliableStore, folder: Path, upload: Upload) -> None:
+def test_what_is_missing(store: UnreliableStore, folder: Path, upload: Callable[..., None]) -> None:
     with pytest.raises(ShardError, match=rf"^manifest\.json: there is none in {PLACE}: not a set of shards"):
         open_shards(PLACE + "/")
     upload(folder, "manifest.json", "index.msgpack", SHARD)
@@ -316,7 +252,7 @@ def test_an_outage_at_opening_is_not_taken_for_a_bad_index(placed: UnreliableSto
     with pytest.raises(ShardError, match=rf"^{PLACE}/index\.msgpack: it cannot be read"):
         open_shards(PLACE)
     placed.fault = fail("shard-000001.tar", "500")
-    with pytest.raises(ShardError, match=rf"^{PLACE}/shard-000001\.tar: it cannot be read"):
+    with pytest.raises(ShardError, match=rf"^{PLACE}/shard-000001\.tar: bytes 0 to \d+ cannot be read"):
         open_shards(PLACE)
 
 
@@ -338,7 +274,7 @@ def test_a_wrong_answer_is_not_believed(placed: UnreliableStore, fault: str, pro
 
 @pytest.mark.parametrize("heeds_if_match", [True, False])
 def test_an_object_that_changes(
-    placed: UnreliableStore, folder: Path, upload: Upload, tmp_path: Path, heeds_if_match: bool
+    placed: UnreliableStore, folder: Path, upload: Callable[..., None], tmp_path: Path, heeds_if_match: bool
 ) -> None:
     """Same size, other bytes, in the middle of a run: the loader says so within 5 s."""
     with open_shards(PLACE) as there, Loader(there, batch_size=4, threads=2, prefetch_bytes=0) as loader:

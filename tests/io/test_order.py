@@ -189,3 +189,17 @@ def test_a_hundred_million_windows_are_planned_at_once() -> None:
     begin_s = time.process_time()
     order.batch(1_000_000)
     assert time.process_time() - begin_s < 1.0
+
+
+def test_a_run_stands_in_one_row() -> None:
+    """But for windows that were exchanged with a head, which are of no run."""
+    order, rows = Order(np.full(40, 50), 16, 3, run_length=8), {}
+    for position in range(120):
+        draw = order.batch(position)
+        for row, (number, run) in enumerate(zip(draw.number.tolist(), draw.run.tolist(), strict=True)):
+            if run >= 0:
+                rows.setdefault((number, run), set()).add(row)
+    assert len(rows) > 200
+    assert {len(found) for found in rows.values()} == {1}
+    firsts = [tuple(min(found) for found in list(rows.values())[start : start + 16]) for start in (0, 150)]
+    assert firsts[0] != firsts[1]

@@ -1,4 +1,5 @@
-"""A proxy in front of a store that answers wrongly when told to, and notes what it was asked."""
+"""A proxy in front of a store that answers wrongly when told to, and notes what it was asked: `asked`, and how many of
+these were lists, `listed`."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HANG_S = 20.0
+PLACE = "s3://scans/sets/a b%41"
+"""Where the tests put their sets."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class UnreliableStore(ThreadingHTTPServer):
         self.upstream = upstream
         self.fault: Callable[[Asked, int], str | None] = lambda asked, before: None
         self.asked: list[Asked] = []
+        self.listed = 0
         self.lock, self.let_go, self.meeting = threading.Lock(), threading.Event(), threading.Barrier(4)
 
     @property
@@ -50,6 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             before = self.server.asked.count(asked)
             self.server.asked.append(asked)
+            self.server.listed += "list-type" in self.path
         fault = self.server.fault(asked, before)
         if fault == "hang":
             self.server.let_go.wait(HANG_S)
@@ -104,3 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: the tests look at `asked`."""
+
+
+def fail(name: str, fault: str, *, times: int = 1000) -> Callable[[Asked, int], str | None]:
+    """The fault of the first requests of each kind for objects whose name begins so."""
+    return lambda asked, before: fault if asked.name.startswith(name) and before < times else None

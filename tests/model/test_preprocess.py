@@ -101,6 +101,7 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         ({"depth": 3.0}, "depth must be a whole number"),
         ({"step": True}, "step must be a whole number"),
         ({"step_mm": 0.0}, "step_mm must be positive"),
+        ({"edge": "error"}, "edge must be clamp, reflect or null, not 'error'"),
         ({"step_mm": math.nan}, "step_mm must be a finite number"),
         ({"step": 1, "step_mm": 2.5}, "step 1 and step_mm 2.5"),
     ],

@@ -1,5 +1,6 @@
 """Each check of the doctor, on machines as recorded: well where set up as documented, and told where spoiled."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from checkup import checks, kernel_log, known_bad, page
 from checkup.finding import Status, worst
-from checkup.gpu_readings import NVIDIA_FIELDS, amd_gpus, nvidia_gpus
+from checkup.gpu_readings import NVIDIA_FIELDS, amd_gpus, nvidia_gpus, read_gpus
 from checkup.machine import Machine, Wanted
 from checkup.readings import read_host, reboots, suspends, upgrades
 from checkup.software_checks import has_code
@@ -296,6 +297,28 @@ def test_what_nvidias_driver_says() -> None:
     (card,) = nvidia_gpus(RTX_SAYS)
     assert card.uncorrected_errors is None
     assert nvidia_gpus("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n") == ()
+
+
+# What nvidia-smi answers to a name that its driver does not know, with exit code 2 and on standard output.
+NVIDIA_SMI = """\
+#!/bin/sh
+case "$1" in
+    *{refused}*) echo 'Field "{refused}" is not a valid field to query.'; exit 2 ;;
+    --query-gpu=*) echo '{says}' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("refused", ["clocks_event_reasons.active", "clocks_throttle_reasons.active"])
+def test_drivers_that_name_the_reasons_for_a_clock_otherwise(
+    refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(NVIDIA_SMI.format(refused=refused, says=H200_SAYS.strip().replace("0001", "0040")))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (gpu,) = [one for one in read_gpus() if one.kind == "nvidia"]
+    assert (gpu.name, gpu.throttled) == ("NVIDIA H200", "heat, by hardware")
 
 
 @pytest.mark.parametrize(

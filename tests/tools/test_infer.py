@@ -88,13 +88,16 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
 
 
-def check(path: Path, model: VisionTransformer, hu: np.ndarray, spacing_mm: Any, *, every: int = 1, step: int = 1):
+def check(
+    path: Path, model: VisionTransformer, hu: np.ndarray, spacing_mm: Any, *, every: int = 1, step: int = 1,
+    edge: str = "clamp",
+) -> None:  # fmt: skip
     """A file beside `encode` of each window alone."""
     arrays, _ = read(path)
     centers = range(0, len(hu), every)
     assert arrays["slice"].tolist() == list(centers)
     for row, center in enumerate(centers):
-        window = hu[window_slices(center, 3, step, len(hu), "clamp")]
+        window = hu[window_slices(center, 3, step, len(hu), edge)]
         expected = dinox_model.encode(model, window[None], np.array([spacing_mm]))
         assert expected.cls is not None
         np.testing.assert_allclose(arrays["cls"][row], expected.cls[0], atol=TOLERANCE, rtol=0)
@@ -350,6 +353,23 @@ def test_windows_are_cut_as_in_training_unless_asked_otherwise(
     assert ("note:" in printed) == said.startswith("note:")
     path = tmp_path / "out" / f"{volume.id}.safetensors"
     check(path, dinox_model.load(tmp_path / "own"), shards.read(volume, 0, 7), volume.spacing_mm, every=3, step=step)
+
+
+@pytest.mark.parametrize(("edge", "expected"), [(None, "clamp"), ("clamp", "clamp"), ("reflect", "reflect")])
+def test_every_slice_has_features_and_its_window_the_edge_of_training(
+    tmp_path: Path, folder: Path, shards: ShardSet, edge: str | None, expected: str
+) -> None:
+    model, volume = perturbed(SMALL), of_slices(shards, 7)
+    model.preprocess = dinox_model.Preprocess(depth=3, step=2, edge=edge)
+    dinox_model.save(model, tmp_path / "own")
+    words = (tmp_path / "own", "--shards", folder, "--parts", "cls", "patches", "--output", tmp_path / "out")
+    assert run(*words) == 0
+    path, hu = tmp_path / "out" / f"{volume.id}.safetensors", shards.read(volume, 0, 7)
+    check(path, dinox_model.load(tmp_path / "own"), hu, volume.spacing_mm, step=2, edge=expected)
+    assert read(path)[1]["edge"] == expected
+    model.preprocess = dinox_model.Preprocess(depth=3, step=2, edge="clamp")
+    dinox_model.save(model, tmp_path / "clamped")
+    assert run(tmp_path / "clamped", *words[1:]) == (0 if expected == "clamp" else 1), "edges are not mixed"
 
 
 def test_random_windows_are_timed(network: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,6 @@
 import fcntl
 import json
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +13,8 @@ import monitor
 import numpy as np
 import pytest
 import torch
-from monitoring import following, sheets, snapshots
+from monitoring import sheets, snapshots
 from monitoring.choice import choose
-from monitoring.observer import Observer
 from monitoring.protocol import SEED, VIEW_POSITION, Sizes, view_settings
 from PIL import Image
 
@@ -29,6 +26,7 @@ from dinox_train.checkpoint import open_checkpoint, save_checkpoint
 from dinox_train.data import open_dataset
 from dinox_train.fake import write_fake_set
 from dinox_train.health import effective_rank, feature_std, patch_similarity
+from dinox_train.report.monitored import Monitored
 from dinox_train.sections import DataSection
 from dinox_train.views import draw_views, render_views, render_whole_slices
 from tests.train.conftest import small_config, small_set, tiny_preset  # noqa: F401 (fixtures)
@@ -127,7 +125,13 @@ def test_the_run_is_only_read(run: Path, watch: Monitor) -> None:
         "newest.safetensors",
         "before.safetensors",
     }
-    assert names == each | kept | {"slices.json", "baseline.json", "attention_over_time.png", "pca_over_time.png"}
+    assert names == each | kept | {
+        "slices.json",
+        "baseline.json",
+        "attention_over_time.png",
+        "pca_over_time.png",
+        "over_time.json",
+    }
     assert "3 slices in pictures; retrieval among 16 slices" in said
     assert "patients that are held out" in said
     assert said.count("mrr ") == 3
@@ -290,6 +294,32 @@ def test_another_checkpoint_of_the_same_update_is_new(run: Path, looked: Path, w
     assert found["gram_drift"]["previous"] == {"update": 6, "rms": None} or found["gram_drift"]["previous"] is None
 
 
+def test_what_a_rollback_undid_stays_and_is_compared_with_nothing(run: Path, looked: Path, watch: Monitor) -> None:
+    shutil.copytree(looked, run / "monitor")
+    old = run / "checkpoints" / "step-00000006"
+    model, state = dinox_model.load(old), open_checkpoint(old).state
+    for step in (6, 9):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    found = Monitored()
+    assert found.read(run / "monitor") == []
+    assert [one["update"] for one in found.figures] == [3]
+    assert [path.parent.name for _, path in found.pictures] == ["step-00000003"] * 2  # those over time show 6 and 9
+    save_checkpoint(run / "checkpoints", 9, teacher=model, tensors={}, state=state | {"update": 9, "went_back_to": [3]})
+    code, said = watch(run, "--once")
+    assert (code, said.count("update 9:"), said.count("mrr ")) == (0, 1, 1)
+    again = figures(run / "monitor", 9)
+    assert again["went_back_to"] == [3]
+    assert [again["gram_drift"][name]["update"] for name in ("first", "previous")] == [3, 3]
+    assert (run / "monitor" / "step-00000006" / "figures.json").is_file()
+    drawn = json.loads((run / "monitor" / "over_time.json").read_bytes())["looks"]
+    assert drawn == [[step, figures(run / "monitor", step)["checkpoint"]["digest"]] for step in (3, 9)]
+    assert b"update 6" not in (run / "monitor" / "pca_over_time.png").read_bytes()
+    shutil.rmtree(run / "checkpoints" / "step-00000003")  # rotated away
+    found.read(run / "monitor")
+    assert [one["update"] for one in found.figures] == [3, 9]
+    assert [name for name, _ in found.pictures] == ["pca", "attention", "pca_over_time", "attention_over_time"]
+
+
 def test_other_choices_are_refused_where_some_were_made(run: Path, looked: Path, watch: Monitor) -> None:
     shutil.copytree(looked, run / "monitor")
     (run / "monitor" / "step-00000009" / "figures.json").unlink()
@@ -417,55 +447,6 @@ def test_a_damaged_set_is_an_error(run: Path, watch: Monitor, small_set: Path) -
     shard.write_bytes(data.tobytes())
     code, said = watch(run, "--once", "--shards", moved, *SMALL)
     assert (code, "error: " in said) == (1, True)
-
-
-# ------------------------------------------------------------------------------------------ following
-
-
-def test_a_run_is_followed_to_its_end(run: Path, watch: Monitor, tmp_path: Path) -> None:
-    later = [run / "checkpoints" / f"step-{step:08d}" for step in (6, 9)]
-    for folder in later:
-        folder.rename(tmp_path / folder.name)
-
-    def arrive() -> None:
-        for folder, before in zip(later, STEPS, strict=False):
-            while not (run / "monitor" / f"step-{before:08d}" / "figures.json").exists():
-                time.sleep(0.02)
-            (tmp_path / folder.name).rename(folder)
-
-    arriving = threading.Thread(target=arrive)
-    arriving.start()
-    code, said = watch(run, "--every", "0.05", *SMALL)
-    arriving.join()
-    assert code == 0
-    assert said.count("mrr ") == 3
-    assert "the run is done: 9 updates" in said
-    assert watch(run, "--every", "0.05") == (0, "the run is done: 9 updates\n")
-
-
-def test_a_run_that_is_silent_is_left(run: Path, watch: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(run / "checkpoints")
-    (run / "events.jsonl").unlink()
-    code, said = watch(run, "--every", "0.05", "--patience-minutes", "0.005")
-    assert (code, said) == (0, "the run has been silent for 0 minutes: no longer followed\n")
-    (run / "events.jsonl").write_text('{"version": 1, "update": 3, "event": "ended", "text": "by signal 15"}\n')
-    monkeypatch.setattr(following, "ENDED_S", 0.1)
-    assert watch(run, "--every", "0.05") == (0, "the run has ended\n")
-
-
-def test_trouble_is_told_once_and_tried_again(run: Path, watch: Monitor, monkeypatch: pytest.MonkeyPatch) -> None:
-    look, troubles = Observer.look, iter([OSError(28, "No space left on device", "monitor")] * 3)
-
-    def troubled(self: Observer, opened: Any) -> dict[str, Any]:
-        for trouble in troubles:
-            raise trouble
-        return look(self, opened)
-
-    monkeypatch.setattr(Observer, "look", troubled)
-    code, said = watch(run, "--every", "0.05", *SMALL)
-    assert code == 0
-    assert said.count("cannot look just now: No space left on device") == 1
-    assert said.count("mrr ") == 3
 
 
 # ------------------------------------------------------------------------------------------ the process

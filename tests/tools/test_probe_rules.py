@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from probing.opened import ledger_of, open_test
 from probing.pretraining import Pretraining, pretraining_of, train_side
 from probing.source import Source, open_source
 from probing.tasks import count_malignancy, median_of, tasks_named
+from releasing.lineage import lineage_of
 
 import dinox_model
 from dinox_io import ShardSet, open_shards
 from dinox_io.labels import Mark, label_path, mark_of_mask, write_labels
 from dinox_io.placed import JoinedMarks, join
-from dinox_train.checkpoint import save_checkpoint
+from dinox_train.checkpoint import checkpoint_digest, save_checkpoint
 from dinox_train.data import _sides
 from tests.io.conftest import MakeVolume, WriteSet, make_volume, write_set  # noqa: F401 (fixtures)
 from tests.model.foreign_weights import SMALL
@@ -242,6 +244,7 @@ def test_what_the_run_before_saw_counts_too(
     train = {volume.patient for volume in shards.volumes if volume.split == "train"}
     assert found.patients == train | {make_volume(9).patient}
     assert open_source(tmp_path / "child").folder == child
+    assert found.notes == [f"the checkpoint that is at {parent.name} now is taken for the one that it began with"]
     gone = state_of(shards.digest, str(tmp_path / "set")) | {
         "removals": [{"began": other["self"]}, {"began": "0" * 64}]
     }
@@ -252,6 +255,45 @@ def test_what_the_run_before_saw_counts_too(
     found = pretraining_of(source_of(state), [])
     assert not found.known, "nobody says whom those weights saw: they may be an export of a run on these patients"
     assert "dinov3" in found.notes[0]
+
+
+def test_a_run_before_that_was_replaced_is_not_taken_for_it(
+    shards: ShardSet, tmp_path: Path, make_volume: MakeVolume, write_set: WriteSet  # noqa: F811
+) -> None:  # fmt: skip
+    sets = [write_set(tmp_path / name, [[make_volume(number)]]) for name, number in (("one", 8), ("two", 9))]
+    states = [state_of(one["self"], str(tmp_path / name)) for one, name in zip(sets, ("one", "two"), strict=True)]
+    model = dinox_model.build(SMALL)
+    parent = save_checkpoint(tmp_path / "parent", 2, teacher=model, tensors={}, state=states[0])
+    state: dict[str, Any] = state_of(shards.digest, str(tmp_path / "set"))
+    state["began_with"] = {"digest": checkpoint_digest(parent)}
+    state["config"]["run"]["init_from"] = str(parent)
+    places = [tmp_path / "set"]
+    found = pretraining_of(source_of(state), places)
+    assert (found.known, found.notes) == (True, [])
+    assert make_volume(8).patient in found.patients
+
+    shutil.rmtree(parent)
+    save_checkpoint(tmp_path / "parent", 2, teacher=model, tensors={}, state=states[1])
+    found = pretraining_of(source_of(state), places)
+    assert not found.known
+    assert make_volume(9).patient not in found.patients
+    with pytest.raises(RefusedError, match=r"no longer at step-00000002: another checkpoint lies there now"):
+        patients_to_test(shards, ("val",), found, allow_seen=False)
+    lineage = lineage_of(source_of(state), None, places)
+    assert [one.digest for one in lineage.sets] == [shards.digest]
+    assert lineage.started_from == "step-00000002"
+
+    # Weights without a checkpoint, where one lies now.
+    found = pretraining_of(source_of(state | {"began_with": {"digest": None}}), places)
+    assert not found.known
+
+
+def test_a_circle_of_runs_ends(shards: ShardSet, tmp_path: Path) -> None:
+    state = state_of(shards.digest, str(tmp_path / "set"))
+    state["config"]["run"]["init_from"] = str(tmp_path / "step-00000003")
+    save_checkpoint(tmp_path, 3, teacher=dinox_model.build(SMALL), tensors={}, state=state)
+    with pytest.raises(RefusedError, match=r"more than 32 runs"):
+        pretraining_of(source_of(state), [])
 
 
 def test_a_patient_is_seen_by_its_volume_under_another_name(shards: ShardSet):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from dinox_train.report import columns as module
 from dinox_train.report.columns import Columns, trailing_mean
+from dinox_train.report.kept import keep, kept
 from dinox_train.report.tail import LineTail
 
 
@@ -171,3 +173,36 @@ def test_a_tail_names_a_broken_line_each_time(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match=r"metrics\.jsonl:4: not a JSON object"):
             read(tail)
+
+
+# --- kept for the next process ----------------------------------------------------------------------------------------
+
+
+@given(n=st.integers(0, 300), cut=st.integers(0, 300), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_what_was_kept_goes_on_as_if_it_had_been_read(n: int, cut: int, seed: int) -> None:
+    lines = lines_of(n, seed)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BUCKETS", 16)
+        columns, path = Columns.of(lines[:cut]), Path(folder) / "kept.npz"
+        keep(path, columns.facts(), columns.arrays())
+        found = kept(path)
+        assert found is not None
+        again = Columns.restored(*found)
+        assert said(again) == said(columns)
+        again.add(lines[cut:])
+        assert said(again) == said(Columns.of(lines))
+
+
+def test_what_is_not_whole_or_of_another_version_is_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "kept.npz"
+    assert kept(path) is None
+    keep(path, {"a": 1}, {"b": np.arange(1000.0)})
+    whole = path.read_bytes()
+    assert kept(path) is not None
+    for content in (b"", whole[:-30], whole[:600] + b"?" + whole[601:], b"no archive", b"PK" + whole[2:90]):
+        path.write_bytes(content)
+        assert kept(path) is None
+    keep(path, {"version": 0}, {})
+    assert kept(path) is None
+    keep(tmp_path / "no folder" / "kept.npz", {}, {})  # as where there is no room

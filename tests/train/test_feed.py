@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from dinox_io.manifest import build_manifest, commit_set
 from dinox_io.shard import ShardWriter, encode_volume
 from dinox_io.volume import Volume
 from dinox_model.kernels.unfilter import unfilter, unfilter_reference
+from dinox_train import feed as feed_module
 from dinox_train.fake import fake_volume
 from dinox_train.feed import Feed, Unfilter
+from dinox_train.platform.bandwidth import Bandwidth
 
 
 def test_on_cpu_nothing_is_copied(small_set: Path) -> None:
@@ -84,6 +87,30 @@ def test_filtered_windows_are_refused_where_nothing_undoes_the_filter(small_set:
         pytest.raises(ValueError, match="filtered"),
     ):
         feed.to_device(next(loader))
+
+
+@pytest.mark.parametrize(
+    ("pin", "shared", "pinned", "pins"),
+    [
+        ("auto", False, 20.0, True),
+        ("auto", False, 10.9, False),
+        ("auto", False, None, False),
+        ("auto", True, 20.0, False),
+        ("on", False, 5.0, True),
+        ("off", False, 20.0, False),
+    ],
+)
+def test_memory_is_pinned_where_that_was_measured_to_pay(
+    monkeypatch: pytest.MonkeyPatch, pin: str, shared: bool, pinned: float | None, pins: bool
+) -> None:
+    """By the copies that the platform measured: 10 GB/s from plain memory."""
+    measured = Bandwidth(host=50.0, device=1000.0, to_device=10.0, to_device_pinned=pinned)
+    monkeypatch.setattr(feed_module, "find", lambda device: device)
+    monkeypatch.setattr(feed_module, "Kept", lambda facts: facts)
+    monkeypatch.setattr(feed_module, "recalled_bandwidth", lambda kept, device: measured)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(is_integrated=shared))
+    assert Feed(torch.device("cuda"), pin=pin).pins is pins
 
 
 @pytest.mark.gpu

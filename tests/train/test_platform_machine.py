@@ -192,6 +192,11 @@ def test_copies_tell_a_shared_memory() -> None:
     assert Bandwidth(host=50, device=4300, to_device=11, to_device_pinned=55).looks_unified is False
 
 
+def test_what_pinning_gains() -> None:
+    assert Bandwidth(host=50, device=4300, to_device=11, to_device_pinned=55).pinning_gain == 5
+    assert Bandwidth(host=50).pinning_gain is None
+
+
 # --- products
 
 

@@ -5,10 +5,12 @@ import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dinox_train.report import Report, write_report
+from dinox_train.metrics import object_of
+from dinox_train.report import Report, tail, write_report
 from dinox_train.report.timeline import alarms_on, lasting
 from tests.train.report_run import PNG, look, make_lines, make_run, reading, write_lines
 
@@ -348,6 +350,40 @@ def test_a_page_that_is_written_again_is_the_page_of_the_files(done: Path) -> No
         page = written.write().read_bytes()
         assert page == write_report(done).read_bytes()
     assert written.verdict().startswith("Healthy")
+
+
+def test_a_process_that_resumes_reads_on(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dinox_train.report.history.EVERY_BYTES", 100_000)
+    read: list[int] = []
+
+    def counted(path: Path, number: int, line: bytes) -> dict[str, Any]:
+        read.extend([number] * (path.name == "metrics.jsonl"))
+        return object_of(path, number, line)
+
+    monkeypatch.setattr(tail, "object_of", counted)
+    lines, kept = make_lines(900, 1000), done / ".report.npz"
+    lines[5]["applied"], lines[6]["shortcut_name"] = False, "manufacturer"
+
+    def page_of(end: int, first: int) -> bytes:
+        """With so many lines: the page is that of the files, and no line before `first` was read for it."""
+        write_lines(done / "metrics.jsonl", lines[:end])
+        read.clear()
+        page = write_report(done).read_bytes()
+        assert read == list(range(first, end + 1))
+        before = kept.read_bytes()
+        kept.unlink()
+        assert write_report(done).read_bytes() == page
+        kept.write_bytes(before)
+        return page
+
+    page_of(600, 1)
+    page_of(650, 601)
+    kept_at_600 = kept.read_bytes()
+    page_of(900, 601)
+    assert kept.read_bytes() != kept_at_600
+    page_of(700, 1)  # cut back to before what was kept, as by a rollback
+    kept.write_bytes(b"damaged")
+    page_of(710, 1)
 
 
 def test_pictures_that_are_too_large_are_named(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ def test_back_before_the_trouble_and_on_with_the_windows_after_it(
     assert updates_saved(straight) == [3, 6, 9]
     state = json.loads((straight / "checkpoints/step-00000009/train/state.json").read_bytes())
     assert (state["update"], state["position"], state["skipped"], state["rollbacks"]) == (9, 12, 3, 1)
+    assert state["went_back_to"] == [3]
     assert (straight / "masked_batches/update-00000005.json").is_file()
 
     # The reference: a run that is stopped after update 3, and goes on with global batch 6, as nobody told it to.
@@ -142,6 +143,7 @@ def test_trouble_again_skips_further_and_too_often_stops_with_code_4(
     assert drawn == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
     state = json.loads((tmp_path / "twice/checkpoints/step-00000009/train/state.json").read_bytes())
     assert state["rollbacks"] == 5
+    assert state["went_back_to"] == [3] * 5
     assert state["position"] == 17
     kept = [path.stem.removeprefix("update-0000000") for path in (tmp_path / "twice/masked_batches").iterdir()]
     assert sorted(kept) == ["4-1", "4-3", "5", "5-2", "5-4"]

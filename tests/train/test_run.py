@@ -19,6 +19,7 @@ from dinox_io.shard import ShardWriter, encode_volume
 from dinox_train import micro_batch as micro_batch_module
 from dinox_train import trainer as trainer_module
 from dinox_train.__main__ import main, settled
+from dinox_train.checkpoint import checkpoint_digest, list_checkpoints, open_checkpoint
 from dinox_train.config import load_config
 from dinox_train.fake import fake_volume, write_fake_set
 from dinox_train.learner import Learner
@@ -175,6 +176,10 @@ def test_init_from_takes_weights_and_nothing_else(
     new = dinox_model.load(tmp_path / "new/checkpoints/step-00000001")
     for one, other in zip(old.parameters(), new.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert train(tmp_path / "new", start, "train.updates=2", "optimizer.learning_rate=1.0e-12") == 0
+    noted = [open_checkpoint(folder).state["began_with"] for folder in list_checkpoints(tmp_path / "new/checkpoints")]
+    assert noted == [{"digest": checkpoint_digest(whole / "checkpoints/step-00000009")}] * 2
+    assert open_checkpoint(whole / "checkpoints/step-00000009").state["began_with"] is None
     assert train(whole, start, "train.updates=12") == 2
     assert "another run.folder" in capsys.readouterr().err
     # Resumed without a word of it, the run still says whose weights it began with: whom those saw, it has seen.

@@ -36,7 +36,8 @@ def begin(
 ) -> None:
     tensors, state = {"student": {"weight": weight}}, {"update": update, "lately": [1.0]}
     before = before or (lambda: None)
-    saver.begin(update, teacher=teacher, tensors=tensors, state=state, before=before)  # type: ignore[arg-type]
+    weights = teacher.state_dict()
+    saver.begin(update, teacher=teacher, weights=weights, tensors=tensors, state=state, before=before)  # type: ignore[arg-type]
 
 
 def test_what_is_written_is_of_the_moment_of_begin(

@@ -157,6 +157,7 @@ class FakeNvml:
                 "nvmlDeviceGetTemperature": 67,
                 "nvmlDeviceGetPowerUsage": 698_500,
                 "nvmlDeviceGetClockInfo": 1830,
+                "nvmlDeviceGetCurrentClocksEventReasons": self.reasons,
                 "nvmlDeviceGetCurrentClocksThrottleReasons": self.reasons,
             }
             if name == "nvmlDeviceGetHandleByPciBusId_v2":
@@ -180,6 +181,14 @@ def test_nvml_answers() -> None:
     assert Nvml(None, "GPU-1234", FakeNvml(lacks=("nvmlDeviceGetClockInfo",))).read().clock_mhz is None
     with pytest.raises(OSError, match="knows no GPU"):
         Nvml("0000:01:00.0", "5678", FakeNvml())
+
+
+def test_reasons_for_a_clock_by_the_name_that_a_driver_has() -> None:
+    names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+    for reasons, throttled in ((0x40, True), (0x04, False), (0, False)):
+        for lacks in (names[:1], names[1:]):  # one from before 535, and one that has dropped the old name
+            assert Nvml("0000:c5:00.0", None, FakeNvml(reasons, lacks)).read().throttled is throttled
+    assert Nvml("0000:c5:00.0", None, FakeNvml(0x40, names)).read().throttled is None
 
 
 def test_nvml_is_asked_with_a_pointer_to_the_right_size() -> None:

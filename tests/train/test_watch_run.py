@@ -262,7 +262,9 @@ class Shown:
             patch.delenv(variable, raising=False)
         note = self.calls.append
         run = SimpleNamespace(
-            log=lambda numbers, step: note(("wandb", step, numbers["loss"])), finish=lambda: note("wandb ends")
+            define_metric=lambda name, step_metric=None: note(("wandb defines", name, step_metric)),
+            log=lambda numbers, step: note(("wandb", numbers["update"], numbers["loss"], step)),
+            finish=lambda: note("wandb ends"),
         )
         wandb = {
             "Settings": dict,
@@ -319,7 +321,7 @@ def test_a_run_that_resumes_shows_each_update_once(tmp_path: Path, shown: Shown)
     ]
     kept = json.loads((tmp_path / "sinks.json").read_text())
     for name in ("wandb", "trackio"):
-        calls = [call for call in shown.of(name) if call[0] == name]
+        calls = [call[:3] for call in shown.of(name) if call[0] == name]
         assert calls == [(name, 1, 0.5), (name, 2, 1.0), (name, 3, 1.5), (name, 4, 2.0)]
         begun = [call for call in shown.of(name) if call[0] == f"{name} begins"]
         assert len(begun) == 2
@@ -333,6 +335,21 @@ def test_a_run_that_resumes_shows_each_update_once(tmp_path: Path, shown: Shown)
 def test_a_run_that_goes_back_makes_tensorboard_forget(tmp_path: Path, shown: Shown) -> None:
     show(tmp_path, ["tensorboard"], [1, 2, 3, 2, 3])
     assert [call[2] for call in shown.of("tensorboard begins")] == [1, 2]
+
+
+def test_what_comes_after_a_rollback_is_shown_by_all(tmp_path: Path, shown: Shown) -> None:
+    names = ["wandb", "trackio"]
+    show(tmp_path, names, [1, 2, 3, 4, 2, 3])
+    assert [call[1] for call in shown.of("trackio") if call[0] == "trackio"] == [1, 2, 3, 4, 2, 3]
+    assert [call[1:] for call in shown.of("wandb") if call[0] == "wandb"][4:] == [(2, 1.0, 5), (3, 1.5, 6)]
+    # Killed and resumed from update 1, it comes to the same: 2 and 3 again, a rollback at 4, and on.
+    shown.calls.clear()
+    show(tmp_path, names, [2, 3, 4, 2, 3, 4, 5])
+    assert [call[1] for call in shown.of("trackio") if call[0] == "trackio"] == [4, 2, 3, 4, 5]
+    given = [call for call in shown.of("wandb") if call[0] == "wandb"]
+    assert [call[1] for call in given] == [4, 2, 3, 4, 5]
+    assert [call[3] for call in given] == [7, 8, 9, 10, 11]
+    assert [call[1:] for call in shown.of("wandb defines")] == [("update", None), ("*", "update")]
 
 
 def test_sinks_send_nothing_unless_the_user_says_so(

@@ -20,8 +20,11 @@ from dinox_train.watch.nvidia import THROTTLED_BY
 NVIDIA_FIELDS = (
     *("name", "driver_version", "pcie.link.width.current", "pcie.link.width.max"),
     *("ecc.errors.uncorrected.volatile.total", "temperature.gpu", "power.draw", "power.limit", "power.default_limit"),
-    "clocks_throttle_reasons.active",
+    "clocks_event_reasons.active",
 )
+NAMED_BEFORE = {"clocks_event_reasons.active": "clocks_throttle_reasons.active"}
+"""The names of fields in drivers before 535, which refuse a whole question for one name that they do not know. Newer
+ones take both today."""
 _AMD, _DISPLAY = "0x1002", ("0x0300", "0x0302", "0x0380", "0x1200")
 """A vendor, and the beginnings of the PCI classes of GPUs (the last: accelerators without a display)."""
 
@@ -40,12 +43,15 @@ def signs_of_gpus(root: Path = ROOT) -> tuple[str, ...]:
 def _nvidia_smi() -> str:
     if shutil.which("nvidia-smi") is None:
         return ""
-    command = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+    for names in (NVIDIA_FIELDS, [NAMED_BEFORE.get(name, name) for name in NVIDIA_FIELDS]):
+        command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        if done.returncode == 0:
+            return done.stdout
+    return ""
 
 
 def nvidia_gpus(answer: str) -> tuple[Gpu, ...]:
@@ -56,7 +62,7 @@ def nvidia_gpus(answer: str) -> tuple[Gpu, ...]:
         if len(values) != len(NVIDIA_FIELDS):
             continue
         row = dict(zip(NVIDIA_FIELDS, values, strict=True))
-        active = _value(row["clocks_throttle_reasons.active"])
+        active = _value(row["clocks_event_reasons.active"])
         found.append(
             Gpu(
                 kind="nvidia",

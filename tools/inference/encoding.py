@@ -20,7 +20,7 @@ from dinox_io.atomic import write_atomically
 from inference.feature_file import ArraySpec, FeatureFile
 from inference.meter import Meter
 from inference.network import Network
-from inference.scan import Scan
+from inference.scan import EDGE, Scan
 
 PARTS = ("cls", "patches")
 ABOUT = "infer.json"
@@ -53,6 +53,7 @@ class Request:
             "every": self.every,
             "step": self.step,
             "step_mm": self.step_mm,
+            "edge": network.edge or EDGE,
             "format": self.format,
         }
 
@@ -110,7 +111,7 @@ class Writer:
         step = scan.step(request.step, request.step_mm)
         starts = range(0, len(centers), request.batch_size)
         chunks = [centers[start : start + request.batch_size] for start in starts]
-        read = ahead(lambda chunk: scan.windows(chunk, depth, step), chunks)
+        read = ahead(lambda chunk: scan.windows(chunk, depth, step, self.network.edge), chunks)
         for start, chunk, hu in zip(starts, chunks, read, strict=True):
             features = timed(self.network, hu, np.tile(scan.spacing_mm, (len(hu), 1)), request.parts, self.meter)
             arrays = {**features.arrays, "slice": chunk, "z_mm": scan.z_positions_mm[chunk]}

@@ -26,6 +26,8 @@ class Network:
     step: int | None
     """How far apart they were in training, in slices, or `step_mm` in millimetres; both None: not known."""
     step_mm: float | None
+    edge: str | None
+    """What windows saw beyond a volume's ends in training; None: not known, or there were none."""
     device: str
     dtype: str
     """fp32 or bf16, of matrix products and attention."""
@@ -81,6 +83,7 @@ def network_of(model: VisionTransformer, device: str | None, dtype: str | None, 
         depth=model.config.in_channels,
         step=model.preprocess.step,
         step_mm=model.preprocess.step_mm,
+        edge=model.preprocess.edge,
         device=device,
         dtype=dtype,
         digest=digest,
@@ -105,6 +108,7 @@ def _open_package(path: Path, device: str | None, dtype: str | None) -> Network:
         depth=facts.in_channels,
         step=facts.preprocess.step,
         step_mm=facts.preprocess.step_mm,
+        edge=facts.preprocess.edge,
         device=facts.device,
         dtype=facts.dtype,
         digest=digest,

@@ -1,7 +1,7 @@
 """The slices of one volume, wherever they lie: in a set of shards, or in memory as they were read from DICOM or NIfTI.
 
-Invariant: windows are those that training cuts: around each centre, from the volume itself, with its first or last
-slice repeated beyond its ends.
+Invariant: windows are those that training cuts: around each centre, from the volume itself, with what training saw
+beyond its ends. Every slice of a volume is the centre of one.
 """
 
 import threading
@@ -15,6 +15,8 @@ from dinox_io.volume import Volume
 from dinox_io.window import in_slices, window_slices
 
 EDGE = "clamp"
+"""Of a network that nobody says this of, or that saw no window beyond a volume's ends (`data.edge: error`): the first
+and the last slices get features all the same, from windows that repeat them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,9 @@ class Scan:
         """How far apart the slices of its windows are, in slices."""
         return step if step_mm is None else int(in_slices(step_mm, np.array([self.spacing_mm[0]]))[0])
 
-    def windows(self, centers: np.ndarray, depth: int, step: int) -> np.ndarray:
-        """Centres (b,) to int16 HU (b, depth, y, x)."""
-        slices = np.stack([window_slices(int(one), depth, step, self.shape[0], EDGE) for one in centers])
+    def windows(self, centers: np.ndarray, depth: int, step: int, edge: str | None) -> np.ndarray:
+        """Centres (b,) to int16 HU (b, depth, y, x). edge: as the network's training had it; None: see `EDGE`."""
+        slices = np.stack([window_slices(int(one), depth, step, self.shape[0], edge or EDGE) for one in centers])
         return self.read(slices.reshape(-1)).reshape(*slices.shape, *self.shape[1:])
 
 

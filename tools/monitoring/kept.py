@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dinox_io.atomic import write_atomically
+from dinox_train.branch import Branch
 
 FIRST, NEWEST, BEFORE = "first.safetensors", "newest.safetensors", "before.safetensors"
 MAPS = "maps.safetensors"
@@ -36,10 +37,17 @@ class Reference:
     """float32 (s, n, d)."""
     scores: np.ndarray
     """float32 (s·n, 3): of its colours, turned onto those before."""
+    went_back_to: tuple[int, ...] = ()
+    """Of the checkpoint (dinox_train/branch.py)."""
+
+    @property
+    def branch(self) -> Branch:
+        """Where the checkpoint stood in its run."""
+        return Branch(self.update, self.went_back_to)
 
     def write(self, path: Path) -> None:
         """Replace what is there."""
-        facts = {"update": str(self.update), "digest": self.digest}
+        facts = {"update": str(self.update), "digest": self.digest, "went_back_to": json.dumps(self.went_back_to)}
         write_arrays(path, {"patches": self.patches, "scores": self.scores}, facts)
 
 
@@ -51,7 +59,8 @@ def read_reference(path: Path, shape: tuple[int, ...]) -> Reference | None:
     arrays, facts = found
     if arrays["patches"].shape != shape:
         return None
-    return Reference(int(facts["update"]), facts["digest"], arrays["patches"], arrays["scores"])
+    went_back_to = tuple(json.loads(facts.get("went_back_to", "[]")))
+    return Reference(int(facts["update"]), facts["digest"], arrays["patches"], arrays["scores"], went_back_to)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> None:

@@ -1,10 +1,11 @@
 """One look at one checkpoint: figures.json, attention.png and pca.png, and the pictures over time anew.
 
     OUTPUT/step-XXXXXXXX/   attention.png  pca.png  maps.safetensors  figures.json: written last, so all is there
-           attention_over_time.png  pca_over_time.png  baseline.json
+           attention_over_time.png  pca_over_time.png  over_time.json: of which looks those two are  baseline.json
 
 Invariant: figures are a function of the checkpoint, the set, the choice, and the looks that figures.json names (first
-and previous); on a CPU with equal threads and torch, byte for byte.
+and previous); on a CPU with equal threads and torch, byte for byte. Looks at what a rollback of the run undid stay, and
+nothing is compared with them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 
 from dinox_io.atomic import write_atomically
 from dinox_model import Preprocess, VisionTransformer, ViTConfig, build
+from dinox_train.branch import Branch, of_this_run
 from dinox_train.checkpoint import checkpoint_folder
+from dinox_train.report.monitored import OVER_TIME_LOOKS
 from monitoring.choice import Choice, ChoiceError
 from monitoring.colours import colours_of, principal_scores, turned_onto
 from monitoring.features import (
@@ -98,15 +101,16 @@ class Observer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FIGURES).unlink(missing_ok=True)
         seen = self._slices(model)
-        first, previous = self._references(snapshot, seen)
+        branch = Branch.of(opened.checkpoint.state)
+        first, previous = self._references(branch, seen)
         figures = self._about(opened) | self._embedded(preprocess, partial(embed_with, model))
         figures["embedding"] = "cls" if config.cls_token else "mean of patches"
         figures["patch_similarity"] = dense_collapse(seen.patches)
         means, figures["attention"] = self._attention(folder, model)
         del model  # one network at a time
-        scores, colours = _coloured(seen, previous or first)
+        scores, colours = _coloured(seen, previous)
         save_colours(folder / "pca.png", self._grays(preprocess), colours)
-        self._keep(folder, snapshot, Kept(means, colours, seen, scores), first_look=first is None)
+        self._keep(folder, opened, Kept(means, colours, seen, scores), first_look=first is None)
         figures["gram_drift"] = {
             "first": _drift(seen, first),
             "previous": _drift(seen, previous),
@@ -114,7 +118,7 @@ class Observer:
         }
         figures["baseline"] = self._baselines(config, preprocess)
         write_json(folder / FIGURES, figures)
-        self._over_time(preprocess)
+        self._over_time(preprocess, snapshot.folder.parent)
         return figures
 
     def _about(self, opened: Opened) -> dict[str, Any]:
@@ -125,6 +129,7 @@ class Observer:
             "update": opened.checkpoint.update,
             "updates": opened.config.train.updates,
             "checkpoint": {"digest": opened.snapshot.digest},
+            "went_back_to": list(Branch.of(opened.checkpoint.state).went_back_to),
             "sets": list(choice.sets),
             "own_set": self._own_set,
             "side": choice.side or "all",
@@ -161,13 +166,16 @@ class Observer:
         found = [patch_features(model, one) for one in shown]
         return Seen(np.stack([patches for patches, _ in found]), found[0][1])
 
-    def _references(self, snapshot: Snapshot, seen: Seen) -> tuple[Reference | None, Reference | None]:
-        """The first look, and the one before this, which is not the newest where a look that was cut short is done
-        again."""
-        shape, update = seen.patches.shape, snapshot.update
-        found = [read_reference(self.output / name, shape) for name in (FIRST, NEWEST, BEFORE)]
-        first, *newest = (one if one is not None and one.update < update else None for one in found)
-        return first, newest[0] or newest[1]
+    def _references(self, branch: Branch, seen: Seen) -> tuple[Reference | None, Reference | None]:
+        """The first look, and the one before this: the newest of those kept, unless a look that was cut short is done
+        again, or a rollback undid its checkpoint."""
+        first, *newest = (self._reference(name, branch, seen) for name in (FIRST, NEWEST, BEFORE))
+        return first, newest[0] or newest[1] or first
+
+    def _reference(self, name: str, branch: Branch, seen: Seen) -> Reference | None:
+        """What a look before this one kept; None where it is of no earlier checkpoint of the run as it is now."""
+        found = read_reference(self.output / name, seen.patches.shape)
+        return found if found is not None and found.update < branch.update and found.branch.leads_to(branch) else None
 
     def _attention(self, folder: Path, model: VisionTransformer) -> tuple[np.ndarray, dict[str, Any]]:
         """Write the picture of attention; returns its mean over heads (s, h, w), and what figures.json says of it."""
@@ -179,14 +187,14 @@ class Observer:
         said = {"layer": "last", "of": whose, "to_patches_by_head": [finite(float(share)) for share in shares]}
         return np.stack([one.heads.mean(axis=0) for one in found]), said
 
-    def _keep(self, folder: Path, snapshot: Snapshot, kept: Kept, *, first_look: bool) -> None:
+    def _keep(self, folder: Path, opened: Opened, kept: Kept, *, first_look: bool) -> None:
         """Write what later looks and pictures over time need."""
-        digest = str(snapshot.digest)
-        facts = {"update": str(snapshot.update), "digest": digest}
+        branch, digest = Branch.of(opened.checkpoint.state), str(opened.snapshot.digest)
+        facts = {"update": str(branch.update), "digest": digest}
         write_arrays(folder / MAPS, {"attention": kept.attention, "colours": kept.colours}, facts)
-        now = Reference(snapshot.update, digest, kept.seen.patches, kept.scores.astype(np.float32))
-        newest = read_reference(self.output / NEWEST, now.patches.shape)
-        if newest is not None and newest.update < now.update:
+        scores = kept.scores.astype(np.float32)
+        now = Reference(branch.update, digest, kept.seen.patches, scores, branch.went_back_to)
+        if self._reference(NEWEST, branch, kept.seen) is not None:
             (self.output / NEWEST).replace(self.output / BEFORE)
         for name in (FIRST, NEWEST) if first_look else (NEWEST,):
             now.write(self.output / name)
@@ -223,23 +231,33 @@ class Observer:
     def _grays(self, preprocess: Preprocess) -> list[np.ndarray]:
         return [self._windows.gray(place, preprocess) for place in self._choice.slices]
 
-    def _over_time(self, preprocess: Preprocess) -> None:
+    def _over_time(self, preprocess: Preprocess, checkpoints: Path) -> None:
         slices = self._grays(preprocess)
-        done = sorted(path.parent for path in self.output.glob(f"step-*/{FIGURES}"))
-        looks = [maps for folder in spread(done) if (maps := _maps(folder)) is not None]
+        folders = sorted(path.parent for path in self.output.glob(f"step-*/{FIGURES}"))
+        done = [found for folder in folders if (found := _figures(folder)) is not None]
+        shown = spread(of_this_run(done, checkpoints))
+        if not shown:  # the run has just gone back
+            return
+        looks = [maps for one in shown if (maps := _maps(checkpoint_folder(self.output, one["update"]))) is not None]
         looks = [look for look in looks if look.attention.shape == looks[-1].attention.shape]
         save_attention_over_time(self.output / "attention_over_time.png", slices, looks)
         save_colours_over_time(self.output / "pca_over_time.png", slices, looks)
+        drawn = [[one["update"], one["checkpoint"]["digest"]] for one in shown]
+        write_json(self.output / OVER_TIME_LOOKS, {"looks": drawn})
 
 
 def figures_of(output: Path, snapshot: Snapshot) -> dict[str, Any] | None:
     """What a whole look at this very checkpoint said; None where there was none."""
+    found = _figures(checkpoint_folder(output, snapshot.update))
+    return found if found is not None and found["checkpoint"]["digest"] == snapshot.digest else None
+
+
+def _figures(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((checkpoint_folder(output, snapshot.update) / FIGURES).read_bytes())
+        found = json.loads((folder / FIGURES).read_bytes())
     except (OSError, ValueError):
         return None
-    same = found.get("version") == VERSION and found["checkpoint"]["digest"] == snapshot.digest
-    return found if same else None
+    return found if found.get("version") == VERSION else None
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

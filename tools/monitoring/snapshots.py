@@ -6,7 +6,6 @@ as the trainer does, and a checkpoint that is rotated away meanwhile is no error
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,10 @@ import dinox_model
 from dinox_model import VisionTransformer, ViTConfig, WeightsError
 from dinox_model.weights import CONFIG, PREPROCESS, WEIGHTS, empty_network
 from dinox_train.checkpoint import (
-    MANIFEST,
     Checkpoint,
     CheckpointError,
     DamagedCheckpoint,
+    checkpoint_digest,
     list_checkpoints,
     open_checkpoint,
 )
@@ -109,11 +108,6 @@ class Opened:
 
 def snapshots(checkpoints: Path) -> list[Snapshot]:
     """What lies in RUN/checkpoints, oldest first."""
-    return [Snapshot(folder, int(folder.name[5:]), _digest(folder)) for folder in list_checkpoints(checkpoints)]
-
-
-def _digest(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / MANIFEST).read_bytes())["self"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return [
+        Snapshot(folder, int(folder.name[5:]), checkpoint_digest(folder)) for folder in list_checkpoints(checkpoints)
+    ]

@@ -46,6 +46,8 @@ class Encoder:
     depth: int
     step: int
     step_mm: float | None
+    edge: str | None
+    """As `Network.edge`."""
     patch_size: int
     window_features: tuple[str, ...]
     """What a probe of windows takes, `cls` and `mean` (of the patches) of networks; the logistic probe of the first is
@@ -72,6 +74,7 @@ def network_encoder(name: str, network: Network) -> Encoder:
         depth=network.depth,
         step=network.step or 1,
         step_mm=network.step_mm,
+        edge=network.edge,
         patch_size=network.patch_size,
         window_features=kinds,
         finding_features=("mask", *kinds),
@@ -95,6 +98,7 @@ def pixel_encoder(network: Network, preprocess: Preprocess) -> Encoder:
         depth=network.depth,
         step=network.step or 1,
         step_mm=network.step_mm,
+        edge=network.edge,
         patch_size=network.patch_size,
         window_features=("pixels",),
         finding_features=("mask", "pixels"),
@@ -126,6 +130,7 @@ def statistics_encoder(patch_size: int) -> Encoder:
         depth=1,
         step=1,
         step_mm=None,
+        edge=None,
         patch_size=patch_size,
         window_features=("statistics",),
         finding_features=("statistics",),

@@ -57,7 +57,7 @@ def encoded_batches(encoder: Encoder, scans: dict[int, Scan], items: Sequence[It
     def read(batch: tuple[int, list[int]]) -> np.ndarray:
         scan = scans[batch[0]]
         centers = np.array([items[number].center for number in batch[1]])
-        return scan.windows(centers, encoder.depth, scan.step(encoder.step, encoder.step_mm))
+        return scan.windows(centers, encoder.depth, scan.step(encoder.step, encoder.step_mm), encoder.edge)
 
     for (volume, numbers), hu in zip(batches, ahead(read, batches), strict=True):
         spacing_mm = np.tile(scans[volume].spacing_mm, (len(hu), 1))

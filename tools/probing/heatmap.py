@@ -87,7 +87,7 @@ def look(model: VisionTransformer, device: str, finding: Finding, scan: Scan) ->
     preprocess, side = model.preprocess, model.config.patch_size
     depth = model.config.in_channels
     step = scan.step(preprocess.step or 1, preprocess.step_mm)
-    hu = scan.windows(np.array([finding.center]), depth, step)
+    hu = scan.windows(np.array([finding.center]), depth, step, preprocess.edge)
     spacing = torch.tensor([scan.spacing_mm])
     mm = spacing[:, 1:].float().to(device) if model.config.uses_mm_per_pixel else None
     with torch.no_grad():

@@ -13,12 +13,9 @@ from typing import Any
 
 from dinox_io import ShardError, VolumeRecord
 from dinox_io.manifest import EARLIER_FOLDER, read_manifest
-from dinox_train.checkpoint import CheckpointError, open_checkpoint
+from probing.ancestry import ancestry_of
 from probing.errors import RefusedError
 from probing.source import Source
-
-ANCESTORS_MAX = 32
-"""Runs that began from each other's weights; more is a circle of folders that were moved."""
 
 
 @dataclass
@@ -59,24 +56,18 @@ def pretraining_of(source: Source, places: Sequence[str | Path]) -> Pretraining:
     places: where its sets may lie beside the folders that its configuration names: the set that is probed, and others.
     """
     found = Pretraining()
-    state, folder = source.state, source.folder
-    if state is None:
+    if source.state is None:
         found.known = False
-        found.notes.append(f"{folder.name} has weights and no record of their training")
+        found.notes.append(f"{source.folder.name} has weights and no record of their training")
         return found
-    for _ in range(ANCESTORS_MAX):
+    ancestry = ancestry_of(source.state, source.folder)
+    for state, folder in ancestry.runs:
         _add(found, state, folder, places)
-        began = state["config"]["run"].get("init_from")
-        if began is None:
-            return found
-        try:
-            folder = Path(began)
-            state = open_checkpoint(folder).state
-        except (CheckpointError, OSError):
-            found.known = False
-            found.notes.append(f"it began with the weights at {Path(began).name}, of whose training there is no record")
-            return found
-    raise RefusedError(f"{source.folder}: more than {ANCESTORS_MAX} runs that began with each other's weights")
+    found.notes += ancestry.notes
+    if ancestry.why is not None:
+        found.known = False
+        found.notes.append(ancestry.why)
+    return found
 
 
 def _add(found: Pretraining, state: dict[str, Any], folder: Path, places: Sequence[str | Path]) -> None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probing.pretraining import ANCESTORS_MAX, manifest_of
+from probing.ancestry import ancestry_of
+from probing.pretraining import manifest_of
 from probing.source import Source
 
-from dinox_train.checkpoint import CheckpointError, open_checkpoint
 from dinox_train.metrics import read_lines
 
 PUBLIC_SECTIONS = (
@@ -138,12 +138,11 @@ def kwh_of(lines: Sequence[dict[str, Any]], update: int) -> float | None:
 
 
 def _ancestry(source: Source, places: Sequence[Path]) -> tuple[list[Set], str | None]:
-    """The sets of the network and of those that it began with; and weights of others at the beginning."""
-    state, folder, sets = source.state, source.folder, {}
-    for _ in range(ANCESTORS_MAX):
-        assert state is not None
-        config = state["config"]
-        named = config["data"]["shards"]
+    """The sets of the network and of those that it began with; and the weights without a record at the beginning."""
+    assert source.state is not None
+    ancestry, sets = ancestry_of(source.state, source.folder), {}
+    for state, folder in ancestry.runs:
+        named = state["config"]["data"]["shards"]
         own = [named] if isinstance(named, str) else [one["path"] for one in named]
         if own == ["fake"]:
             own = [str(folder.parent.parent / "fake-shards")]
@@ -151,12 +150,4 @@ def _ancestry(source: Source, places: Sequence[Path]) -> tuple[list[Set], str | 
             manifest = manifest_of(digest, [*places, *own])
             if digest not in sets or manifest is not None:
                 sets[digest] = Set(digest, None if manifest is None else manifest.get("about"), manifest is not None)
-        began = config["run"].get("init_from")
-        if began is None:
-            return list(sets.values()), None
-        try:
-            folder = Path(began)
-            state = open_checkpoint(folder).state
-        except (CheckpointError, OSError):
-            return list(sets.values()), Path(began).name
-    raise ValueError(f"{source.folder}: more than {ANCESTORS_MAX} runs that began with each other's weights")
+    return list(sets.values()), ancestry.weights

@@ -37,6 +37,7 @@ class Windows:
         self._task, self._scans, self._device = task, scans, device
         self._depth, self._side = model.config.in_channels, model.config.patch_size
         self._step, self._step_mm = model.preprocess.step or 1, model.preprocess.step_mm
+        self._edge = model.preprocess.edge
 
     def batch(self, items: np.ndarray) -> Batch:
         """These items, whose slices have one size."""
@@ -44,7 +45,8 @@ class Windows:
         for number in items:
             item = self._task.items[number]
             scan = self._scans[item.volume]
-            window = scan.windows(np.array([item.center]), self._depth, scan.step(self._step, self._step_mm))[0]
+            step = scan.step(self._step, self._step_mm)
+            window = scan.windows(np.array([item.center]), self._depth, step, self._edge)[0]
             hu.append(torch.from_numpy(window))
             spacing.append(scan.spacing_mm)
             if item.finding is not None:
