@@ -84,8 +84,10 @@ class InflatedSet:
 def inflate_sets(factor: int, copies: Sequence[str]) -> None:
     """From now on a run in this process opens inflated sets. copies: folders of distinct copies of its one set."""
 
-    def inflated(path: str | Path, edge: str = "clamp", verify: str = "first") -> Any:
-        parts = [open_shards(one, edge=edge, verify=verify) for one in (path, *copies)]
+    def inflated(
+        path: str | Path, edge: str = "clamp", verify: str = "first", *, share: tuple[int, int] = (0, 1)
+    ) -> Any:
+        parts = [open_shards(one, edge=edge, verify=verify, share=share) for one in (path, *copies)]
         return InflatedSet(parts, factor)
 
     dinox_train.data.open_shards = inflated

@@ -69,5 +69,5 @@ def test_another_version_is_named(released: Path, tmp_path: Path) -> None:
     text = json.dumps(manifest, sort_keys=True, indent=1)
     manifest["self"] = hashlib.sha256(text.encode()).hexdigest()
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match=r"version 7; this program reads 'dinox-checkpoint' version 1"):
+    with pytest.raises(CheckpointError, match=r"version 7; this program reads 'dinox-checkpoint' versions 1 and 2"):
         open_checkpoint(folder)

@@ -247,7 +247,7 @@ def test_a_few_windows_are_overfitted_with_every_term_and_the_loss_goes_on_after
         (again.teacher_weights, made.teacher_weights),
     ):
         weights.load_state_dict(source.state_dict())
-    again.load_gram_teacher(made.gram.state_dict())
+    again.gram_weights.load_state_dict(made.gram.state_dict())
     restored = optimizer_of(again)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     went_on = [float(step(made, optimizer, objective, batches).loss) for _ in range(2)]
